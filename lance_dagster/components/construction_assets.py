@@ -1,0 +1,302 @@
+"""Assets that make data: the seeds, and Algorithm 1 of the paper once per iteration."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_dagster.components.experiment import Experiment, clear_failures, table_result
+from lance_dagster.components.parquet_io import preview
+from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.ledger import funnel
+from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
+from lance_dagster.errors import TrainingError
+from lance_dagster.report.pictures import score_histogram
+from lance_dagster.report.render import markdown_image
+from lance_dagster.storage.tables import write_table
+
+KINDS = {"parquet", "python"}
+
+
+def construction_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """seed_instructions, seed_reviews, reviewed_seed, both candidate tables, candidate_ledger, sft_set, preference_set."""
+    return [
+        _seed_asset(experiment, "seed_instructions", experiment.settings.seed.instructions, load_seed_instructions),
+        _seed_asset(experiment, "seed_reviews", experiment.settings.seed.reviews, load_seed_reviews),
+        _reviewed_seed(experiment),
+        _instruction_candidates(experiment),
+        _preference_candidates(experiment),
+        _candidate_ledger(experiment),
+        _sft_set(experiment),
+        _preference_set(experiment),
+    ]
+
+
+def _seed_asset(
+    experiment: Experiment, name: str, source: str, load: Callable[..., SeedLoad]
+) -> dg.AssetsDefinition:
+    what = {
+        "seed_instructions": "Part 1 of Seed_0: (instruction, response) rows that every iteration reviews and expands.",
+        "seed_reviews": "Part 2 of Seed_0: (instruction, response, rationale, score) rows that teach M_0 to review.",
+    }[name]
+
+    @dg.asset(
+        **experiment.spec(name, KINDS, [source, experiment.settings.seed], partitioned=False),
+        io_manager_key=experiment.io_manager_key,
+        description=f"{what} Read from {source}; rows that cannot be used go to {name}_quarantine.parquet with a reason.",
+    )
+    @clear_failures
+    def seed(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pa.Table]:
+        loaded = load(source, experiment.settings.seed, experiment.root)
+        quarantine = experiment.store.table(f"{name}_quarantine")
+        write_table(quarantine, loaded.quarantine)
+        context.log.info(f"{name}: {loaded.counts}")
+        return table_result(
+            loaded.rows,
+            {
+                "source": source,
+                "layout": loaded.layout,
+                "quarantine": dg.MetadataValue.path(str(quarantine)),
+                "quarantine/preview": preview(loaded.quarantine),
+                **{f"rows/{reason}": count for reason, count in loaded.counts.items()},
+            },
+        )
+
+    return seed
+
+
+def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
+    construction, digest = experiment.settings.construction, experiment.prompts.digest("review")
+
+    @dg.asset(
+        **experiment.spec(
+            "reviewed_seed", KINDS, [construction.review, _review_switches(experiment), digest, experiment.settings.seed]
+        ),
+        io_manager_key=experiment.io_manager_key,
+        ins={"seed_instructions": experiment.input("seed_instructions")},
+        deps=[experiment.key("policy_model")],
+        description="Seed_t with the rationale and score (0..10) that M_t gives each row, and the branch it takes: "
+        "new instructions below the threshold V, flawed responses from V on.",
+    )
+    @clear_failures
+    def reviewed_seed(
+        context: dg.AssetExecutionContext, seed_instructions: pa.Table
+    ) -> dg.MaterializeResult[pa.Table]:
+        with experiment.step(context) as (step, policy):
+            table = experiment.method.reviewed_seed(step, policy, experiment.store, seed_instructions)
+        branches = Counter(table["branch"].to_pylist())
+        return table_result(
+            table,
+            {
+                **step.runner.usage.metadata(),
+                **_score_metadata(table),
+                **{f"branch/{name}": branches[name] for name in ("instruction", "preference", "none")},
+                "score/histogram": _histogram(table, f"Seed_{step.iteration}: review scores"),
+            },
+        )
+
+    return reviewed_seed
+
+
+def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
+    construction = experiment.settings.construction
+
+    @dg.asset(
+        **experiment.spec(
+            "instruction_candidates",
+            KINDS,
+            [
+                construction.new_instruction,
+                construction.response,
+                f"{construction.samples}/{construction.responses_per_instruction}/{construction.seed}",
+                experiment.prompts.digest("new_instruction", "answer"),
+            ],
+        ),
+        io_manager_key=experiment.io_manager_key,
+        ins={"reviewed_seed": experiment.input("reviewed_seed")},
+        deps=[experiment.key("policy_model")],
+        description="Low branch of Algorithm 1: K new instructions per low-scored seed row, K responses to each.",
+    )
+    @clear_failures
+    def instruction_candidates(
+        context: dg.AssetExecutionContext, reviewed_seed: pa.Table
+    ) -> dg.MaterializeResult[pa.Table]:
+        with experiment.step(context) as (step, _):
+            table = experiment.method.instruction_candidates(step, reviewed_seed)
+        return table_result(table, {**step.runner.usage.metadata(), **_generated_metadata(table)})
+
+    return instruction_candidates
+
+
+def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
+    construction = experiment.settings.construction
+
+    @dg.asset(
+        **experiment.spec(
+            "preference_candidates",
+            KINDS,
+            [
+                construction.flawed_response,
+                f"{construction.samples}/{construction.seed}",
+                experiment.prompts.digest("flawed_response"),
+            ],
+        ),
+        io_manager_key=experiment.io_manager_key,
+        ins={"reviewed_seed": experiment.input("reviewed_seed")},
+        deps=[experiment.key("policy_model")],
+        description="High branch of Algorithm 1: K deliberately flawed responses per high-scored seed row.",
+    )
+    @clear_failures
+    def preference_candidates(
+        context: dg.AssetExecutionContext, reviewed_seed: pa.Table
+    ) -> dg.MaterializeResult[pa.Table]:
+        with experiment.step(context) as (step, _):
+            table = experiment.method.preference_candidates(step, reviewed_seed)
+        return table_result(table, {**step.runner.usage.metadata(), **_generated_metadata(table)})
+
+    return preference_candidates
+
+
+def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
+    construction, evaluation = experiment.settings.construction, experiment.settings.evaluation
+
+    @dg.asset(
+        **experiment.spec(
+            "candidate_ledger", KINDS, [construction, evaluation, experiment.prompts.digest("review")]
+        ),
+        io_manager_key=experiment.io_manager_key,
+        ins={
+            name: experiment.input(name)
+            for name in ("instruction_candidates", "preference_candidates", "reviewed_seed")
+        },
+        deps=[experiment.key("policy_model")],
+        description="Every generated row, how far it came through length, ROUGE-L, contamination, reward and acceptance, "
+        "and why it was dropped. Nothing leaves this table.",
+    )
+    @clear_failures
+    def candidate_ledger(
+        context: dg.AssetExecutionContext,
+        instruction_candidates: pa.Table,
+        preference_candidates: pa.Table,
+        reviewed_seed: pa.Table,
+    ) -> dg.MaterializeResult[pa.Table]:
+        from lance_dagster.evaluation.benchmarks import evaluation_questions
+
+        asked = evaluation_questions(evaluation, experiment.tasks_path) if construction.filters.contamination == "drop" else []
+        questions = EvaluationQuestions(asked)
+        context.log.info(f"contamination: {len(questions)} evaluation questions")
+        with experiment.step(context) as (step, _):
+            table = experiment.method.candidate_ledger(
+                step, instruction_candidates, preference_candidates, reviewed_seed, questions
+            )
+        counts = funnel(table)
+        kept, generated = table.filter(table["kept"]).num_rows, table.num_rows
+        return table_result(
+            table,
+            {
+                **step.runner.usage.metadata(),
+                **_score_metadata(table),
+                **{f"funnel/{name}": count for name, count in counts.items()},
+                "filter/kept_fraction": kept / generated if generated else 0.0,
+                "score/histogram": _histogram(table, f"Iteration {step.iteration}: rewards of candidates"),
+            },
+        )
+
+    return candidate_ledger
+
+
+def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
+    training = experiment.settings.training
+    switches = f"{training.accumulate}/{training.replay_seed}/{training.replay_reviews}"
+
+    @dg.asset(
+        **experiment.spec("sft_set", KINDS, [switches, experiment.prompts.digest("review")]),
+        io_manager_key=experiment.io_manager_key,
+        ins={name: experiment.input(name) for name in ("candidate_ledger", "reviewed_seed", "seed_reviews")},
+        deps=[experiment.key("policy_model")],
+        description="D^s: accepted (instruction, response) rows of all iterations so far, and the replayed seed rows.",
+    )
+    @clear_failures
+    def sft_set(
+        context: dg.AssetExecutionContext, candidate_ledger: pa.Table, reviewed_seed: pa.Table, seed_reviews: pa.Table
+    ) -> dg.MaterializeResult[pa.Table]:
+        with experiment.step(context) as (step, policy):
+            table = experiment.method.sft_set(
+                step, policy, experiment.store, candidate_ledger, reviewed_seed, seed_reviews
+            )
+        _require_rows(experiment, context.partition_key, "sft_set", table, candidate_ledger, "accept_above")
+        origins = Counter(table["origin"].to_pylist())
+        new = pc.sum(pc.equal(table["iteration"], step.iteration)).as_py() or 0
+        return table_result(
+            table,
+            {"rows/new": new, **{f"rows/{name}": origins[name] for name in ("generated", "seed", "review")}},
+        )
+
+    return sft_set
+
+
+def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
+    settings = experiment.settings
+    switches = f"{settings.training.accumulate}/{settings.construction.preference_gap}/{settings.prompts}"
+
+    @dg.asset(
+        **experiment.spec("preference_set", KINDS, [switches]),
+        io_manager_key=experiment.io_manager_key,
+        ins={name: experiment.input(name) for name in ("candidate_ledger", "reviewed_seed")},
+        deps=[experiment.key("policy_model")],
+        description="D^p: (prompt, chosen, rejected) pairs of all iterations so far, ordered by the reward of M_t.",
+    )
+    @clear_failures
+    def preference_set(
+        context: dg.AssetExecutionContext, candidate_ledger: pa.Table, reviewed_seed: pa.Table
+    ) -> dg.MaterializeResult[pa.Table]:
+        with experiment.step(context) as (step, policy):
+            table = experiment.method.preference_set(step, policy, experiment.store, candidate_ledger, reviewed_seed)
+        _require_rows(experiment, context.partition_key, "preference_set", table, candidate_ledger, "preference_gap")
+        new = pc.sum(pc.equal(table["iteration"], step.iteration)).as_py() or 0
+        margin = pc.mean(pc.subtract(table["chosen_score"], table["rejected_score"])).as_py()
+        return table_result(table, {"rows/new": new, "score/mean_margin": margin})
+
+    return preference_set
+
+
+def _review_switches(experiment: Experiment) -> str:
+    construction = experiment.settings.construction
+    return (
+        f"{construction.threshold}/{construction.branch_at_threshold}/{construction.reviews_per_item}/"
+        f"{construction.rereview_seeds}/{construction.unreviewed_seeds}/{construction.seed}"
+    )
+
+
+def _score_metadata(table: pa.Table) -> dict[str, float | int]:
+    """How many reviews parsed, and the mean score: numbers that the UI plots over iterations."""
+    reviews = pc.list_flatten(table["scores"])
+    share = 1 - reviews.null_count / len(reviews) if len(reviews) else 0.0
+    mean = pc.mean(table["score"]).as_py()
+    return {"review/parsed_share": share} | ({} if mean is None else {"score/mean": mean})
+
+
+def _generated_metadata(table: pa.Table) -> dict[str, int]:
+    kinds = Counter(table["kind"].to_pylist())
+    reasons = Counter(reason for reason in table["drop_reason"].to_pylist() if reason)
+    return {f"rows/{name}": count for name, count in sorted({**kinds, **reasons}.items())}
+
+
+def _histogram(table: pa.Table, title: str) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(markdown_image(score_histogram(table, title), title))
+
+
+def _require_rows(
+    experiment: Experiment, partition: str, asset: str, table: pa.Table, ledger: pa.Table, setting: str
+) -> None:
+    if table.num_rows:
+        return
+    counts = ", ".join(f"{name} {count}" for name, count in funnel(ledger).items()) or "no candidates at all"
+    raise TrainingError(
+        f"{experiment.name}/{asset}[{partition}] is empty, so there is nothing to train on. Candidates: {counts}. "
+        f"Look at candidate_ledger[{partition}] for the reasons; lower construction.{setting} or widen the filters "
+        "that dropped most, then re-materialise from candidate_ledger."
+    )
+

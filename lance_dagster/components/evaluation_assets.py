@@ -1,0 +1,208 @@
+"""Assets that measure: baseline scores, scores and drift of every iteration, and the report over all of them."""
+
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_dagster.components.experiment import Experiment, clear_failures, table_result
+from lance_dagster.components.training_assets import train_initial
+from lance_dagster.construction.assemble import SEED_ITERATION
+from lance_dagster.construction.policy import PolicyModel, open_ancestor
+from lance_dagster.report.render import markdown_image, to_markdown
+from lance_dagster.report.summary import IterationTables, build_summary
+from lance_dagster.report.write import write_report
+from lance_dagster.storage.checkpoints import CheckpointManifest, local_folder
+from lance_dagster.storage.experiment_store import iteration_key
+from lance_dagster.storage.files import json_digest
+from lance_dagster.storage.tables import read_table
+from lance_dagster.training.stage import prompt_messages
+
+KINDS = {"parquet", "python"}
+
+
+def evaluation_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """baseline_scores, eval_scores, drift, evolution_report."""
+    return [_baseline_scores(experiment), _eval_scores(experiment), _drift(experiment), _evolution_report(experiment)]
+
+
+def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
+    evaluation, training = experiment.settings.evaluation, experiment.settings.training
+
+    @dg.asset(
+        **experiment.spec("baseline_scores", KINDS, [evaluation], partitioned=False),
+        io_manager_key=experiment.io_manager_key,
+        ins={name: experiment.input(name) for name in ("seed_instructions", "seed_reviews")},
+        deps=[experiment.key("base_checkpoint"), experiment.key("initial_checkpoint")],
+        description="Scores that every gain is held against: the untouched base model M, and M_0 twice. The difference "
+        "of the two M_0 is the noise floor.",
+    )
+    @clear_failures
+    def baseline_scores(
+        context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table
+    ) -> dg.MaterializeResult[pa.Table]:
+        base = experiment.store.checkpoint("base_checkpoint")
+        initial = experiment.store.checkpoint("initial_checkpoint")
+        tables = [
+            _evaluate(experiment, context, base, "base", SEED_ITERATION),
+            _evaluate(experiment, context, initial, "initial", SEED_ITERATION),
+        ]
+        if evaluation.noise_floor == "retrain":
+            again = training.seed + 1
+            context.log.info(f"noise floor: training M_0 again with seed {again}")
+            with train_initial(experiment, context, seed_instructions, seed_reviews, again) as (staged, _, _):
+                second = CheckpointManifest("initial_again", str(staged), f"seed-{again}", {})
+                tables.append(_evaluate(experiment, context, second, "initial_again", SEED_ITERATION))
+        else:
+            tables.append(_evaluate(experiment, context, initial, "initial_again", SEED_ITERATION, seed=1))
+        table = pa.concat_tables(tables)
+        return table_result(table, _score_metadata(table))
+
+    return baseline_scores
+
+
+def _eval_scores(experiment: Experiment) -> dg.AssetsDefinition:
+    @dg.asset(
+        **experiment.spec("eval_scores", KINDS, [experiment.settings.evaluation]),
+        io_manager_key=experiment.io_manager_key,
+        deps=[experiment.key("sft_checkpoint"), experiment.key("dpo_checkpoint")],
+        description="lm-eval scores of M_t^S and of M_t^D: both, because DPO can cost what SFT gained.",
+    )
+    @clear_failures
+    def eval_scores(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pa.Table]:
+        key = context.partition_key
+        table = pa.concat_tables(
+            _evaluate(experiment, context, experiment.store.checkpoint(f"{stage}_checkpoint", key), stage, int(key))
+            for stage in ("sft", "dpo")
+        )
+        return table_result(table, _score_metadata(table))
+
+    return eval_scores
+
+
+def _drift(experiment: Experiment) -> dg.AssetsDefinition:
+    rows = experiment.settings.evaluation.drift_rows
+
+    @dg.asset(
+        **experiment.spec("drift", KINDS, [f"{rows}", experiment.settings.model]),
+        io_manager_key=experiment.io_manager_key,
+        ins={"seed_instructions": experiment.input("seed_instructions")},
+        deps=[experiment.key("policy_model"), experiment.key("dpo_checkpoint")],
+        description="How far M_t^D moved from the base, from M_0 and from every earlier policy model: KL divergence on "
+        "the seed responses, and distance of the weights.",
+    )
+    @clear_failures
+    def drift(context: dg.AssetExecutionContext, seed_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
+        from contextlib import ExitStack
+
+        from lance_dagster.evaluation.drift import Reference, measure_drift
+
+        iteration = int(context.partition_key)
+        policy = PolicyModel.load(experiment.store, iteration)
+        manifest = experiment.store.checkpoint("dpo_checkpoint", context.partition_key)
+        system = experiment.prompts.content.system
+        probes = [
+            (prompt_messages(system, row["instruction"]), row["response"])
+            for row in seed_instructions.slice(0, rows).to_pylist()
+        ]
+        with ExitStack() as stack:
+            references = [
+                Reference(
+                    ancestor.label,
+                    stack.enter_context(local_folder(open_ancestor(experiment.store, ancestor))),
+                    ancestor.digest,
+                )
+                for ancestor in [*policy.ancestors, policy.model]
+            ]
+            folder = stack.enter_context(local_folder(manifest))
+            model = experiment.settings.model
+            table = measure_drift(folder, manifest.digest, iteration, references, probes, model, context.log.info)
+        figures = {f"drift/kl_{row['against']}": row["kl"] for row in table.to_pylist()[:2]}
+        last = table.to_pylist()[-1]
+        return table_result(table, {**figures, "drift/kl_policy": last["kl"], "drift/weights": last["weight_distance"]})
+
+    return drift
+
+
+def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
+    @dg.asset(
+        **experiment.spec("evolution_report", {"html", "json"}, [experiment.settings.method], partitioned=False),
+        deps=[experiment.key(name) for name in ("baseline_scores", "eval_scores", "drift")],
+        automation_condition=dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing()),
+        description="Scores of the base, of M_0 and of every checkpoint with standard errors, the funnel of each "
+        "iteration, the learning curve and sample rows, over the iterations that are complete. Also report.html and "
+        "report.json.",
+    )
+    @clear_failures
+    def evolution_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        store = experiment.store
+        baseline = read_table(store.table("baseline_scores"))
+        complete = [tables for tables in map(_iteration_tables(experiment), range(experiment.settings.iterations)) if tables]
+        summary = build_summary(experiment.name, experiment.settings.method, baseline, complete, _notes(experiment))
+        files = write_report(store.folder, summary)
+        context.log.info(f"report over {len(complete)} iterations: {files.html}")
+        curve = markdown_image(files.learning_curve.read_bytes(), "learning curve") if complete else "(no iteration yet)"
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(json_digest(summary.to_json())),
+            metadata={
+                "headline": summary.headline,
+                "iterations": len(complete),
+                "report": dg.MetadataValue.md(to_markdown(summary)),
+                "learning_curve": dg.MetadataValue.md(curve),
+                "report.html": dg.MetadataValue.path(str(files.html)),
+                "report.json": dg.MetadataValue.path(str(files.json)),
+            },
+        )
+
+    return evolution_report
+
+
+def _iteration_tables(experiment: Experiment) -> Any:
+    """A function from an iteration to its tables, or None while the iteration is not complete."""
+    names = ("reviewed_seed", "candidate_ledger", "sft_set", "preference_set", "eval_scores", "drift")
+
+    def load(iteration: int) -> IterationTables | None:
+        paths = {name: experiment.store.table(name, iteration_key(iteration)) for name in names}
+        if not all(path.exists() for path in paths.values()):
+            return None
+        return IterationTables(iteration=iteration, **{name: read_table(path) for name, path in paths.items()})
+
+    return load
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    settings = experiment.settings
+    return [
+        f"Base model {settings.model.path}; seed {settings.seed.instructions} and {settings.seed.reviews}; prompts "
+        f"{experiment.prompts.identity}.",
+        f"V = {settings.construction.threshold:g}, K = {settings.construction.samples}, "
+        f"{settings.construction.reviews_per_item} review(s) per item, SFT rows above "
+        f"{settings.construction.accept_above:g}, pairs with a gap above {settings.construction.preference_gap:g}, Seed_t: "
+        f"{settings.seed.growth}.",
+    ]
+
+
+def _evaluate(
+    experiment: Experiment,
+    context: dg.AssetExecutionContext,
+    manifest: CheckpointManifest,
+    stage: str,
+    iteration: int,
+    seed: int = 0,
+) -> pa.Table:
+    from lance_dagster.evaluation.benchmarks import evaluate_checkpoint
+
+    with local_folder(manifest) as folder:
+        table = evaluate_checkpoint(
+            folder, manifest.digest, stage, iteration, experiment.settings.model, experiment.settings.evaluation,
+            experiment.tasks_path, context.log.info, seed,
+        )  # fmt: skip
+    for row in table.filter(pc.invert(pc.match_substring(table["task"], "/"))).to_pylist():
+        context.log.info(f"{stage}: {row['task']} {row['metric']} {row['value']:.4f}")
+    return table
+
+
+def _score_metadata(table: pa.Table) -> dict[str, float]:
+    """``eval/<stage>/<task>/<metric>``: numbers that the UI plots over iterations."""
+    return {f"eval/{row['stage']}/{row['task']}/{row['metric']}": row["value"] for row in table.to_pylist()}

@@ -1,0 +1,137 @@
+"""One experiment as the assets see it: settings, store, prompts, and how to open models and write results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import dagster as dg
+import pyarrow as pa
+from upath import UPath
+
+from lance_dagster.construction.policy import PolicyModel
+from lance_dagster.construction.steps import StepContext
+from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.engines.engine import TextEngine
+from lance_dagster.engines.registry import engine_class
+from lance_dagster.errors import LanceError
+from lance_dagster.methods.method import Method
+from lance_dagster.methods.registry import method_named
+from lance_dagster.prompts.library import PromptSet, load_prompt_set
+from lance_dagster.settings import EvolutionSettings, Section
+from lance_dagster.storage.checkpoints import local_folder
+from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key, resolve_path
+from lance_dagster.storage.files import json_digest
+from lance_dagster.storage.tables import table_digest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OWNERS = ["team:lance"]
+POOL = "lance_loop"  # one run at a time, whatever the run queue allows: dagster.yaml sets the granularity
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Name, settings and the folder that relative paths start from."""
+
+    name: str
+    settings: EvolutionSettings
+    root: Path
+
+    @cached_property
+    def store(self) -> ExperimentStore:
+        return ExperimentStore(UPath(resolve_path(self.settings.store, self.root)), self.name)
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        name = self.settings.prompts.set
+        return load_prompt_set(resolve_path(name, self.root) if name.endswith((".yaml", ".yml")) else name)
+
+    @cached_property
+    def method(self) -> Method:
+        return method_named(self.settings.method)
+
+    @cached_property
+    def iterations(self) -> dg.StaticPartitionsDefinition:
+        return dg.StaticPartitionsDefinition([iteration_key(i) for i in range(self.settings.iterations)])
+
+    @property
+    def tasks_path(self) -> str | None:
+        """The folder of the evaluation tasks, resolved."""
+        path = self.settings.evaluation.include_path
+        return None if path is None else resolve_path(path, self.root)
+
+    @property
+    def io_manager_key(self) -> str:
+        return f"{self.name}_tables"
+
+    def key(self, asset: str) -> dg.AssetKey:
+        return dg.AssetKey([self.name, asset])
+
+    def input(self, asset: str) -> dg.AssetIn:
+        return dg.AssetIn(key=self.key(asset))
+
+    def spec(self, asset: str, kinds: set[str], uses: list[Section | str], *, partitioned: bool = True) -> dict[str, Any]:
+        """Arguments of ``@dg.asset`` that every asset has.
+
+        ``uses``: the settings and template digests that decide the content; they make up the code version, so a
+        change of any of them shows the asset, and no other, as out of date.
+        """
+        parts = [entry if isinstance(entry, str) else entry.model_dump(mode="json") for entry in uses]
+        arguments: dict[str, Any] = {
+            "key": self.key(asset),
+            "group_name": self.name,
+            "kinds": kinds,
+            "owners": OWNERS,
+            "tags": {"lance/experiment": self.name, "lance/method": self.settings.method},
+            "code_version": json_digest(parts),
+            "pool": POOL,
+        }
+        if partitioned:
+            arguments["partitions_def"] = self.iterations
+        return arguments
+
+    @contextmanager
+    def step(self, context: dg.AssetExecutionContext) -> Iterator[tuple[StepContext, PolicyModel]]:
+        """A construction step of the run's iteration, with M_t ready to generate."""
+        iteration = int(context.partition_key)
+        policy = PolicyModel.load(self.store, iteration)
+        manifest = policy.checkpoint(self.store)
+        build = engine_class(self.settings.engine.name)
+        with local_folder(manifest) as folder:
+
+            def load() -> TextEngine:
+                context.log.info(f"loading {policy.model.label} ({manifest.digest}) into {self.settings.engine.name}")
+                return build(folder, manifest.digest, self.settings.model, self.settings.engine)
+
+            runner = BatchRunner(
+                load, manifest.digest, self.settings.engine.name, self.store.cache, self.settings.engine.shard_rows,
+                context.log.info,
+            )  # fmt: skip
+            yield StepContext(iteration, self.settings, self.prompts, runner, context.log.info), policy
+
+
+def table_result(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult[pa.Table]:
+    """A table on its way to the IO manager, with its digest as the data version."""
+    return dg.MaterializeResult(
+        value=table, data_version=dg.DataVersion(table_digest(table)), metadata=dict(metadata or {})
+    )
+
+
+def clear_failures(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn the project's own errors into a Dagster failure that shows the message alone and is not retried."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except LanceError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+
+    return run

@@ -1,0 +1,56 @@
+"""The Dagster component of one experiment: `type: lance_dagster.components.self_evolution.SelfEvolution`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import dagster as dg
+from pydantic import BaseModel, Field
+
+from lance_dagster.components.automation import experiment_jobs
+from lance_dagster.components.construction_assets import construction_assets
+from lance_dagster.components.evaluation_assets import evaluation_assets
+from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.parquet_io import ParquetIOManager
+from lance_dagster.components.training_assets import training_assets
+from lance_dagster.errors import SettingsError
+from lance_dagster.settings import EvolutionSettings, Section, parse_settings
+
+
+class ExperimentFile(Section):
+    """The attributes of a defs.yaml. Text may hold templates such as ``{{ env.BASE_MODEL }}``."""
+
+    experiment: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name: prefix of the asset keys, and the group")
+    settings: EvolutionSettings
+
+
+class SelfEvolution(dg.Component):
+    """One named evolution: method, base model, seed data and settings. Its assets share a key prefix and a group."""
+
+    def __init__(self, experiment: str, settings: EvolutionSettings) -> None:
+        self.experiment = experiment
+        self.settings = settings
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        return ExperimentFile
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        if not isinstance(attributes, ExperimentFile):
+            raise SettingsError(f"{context.path}: a SelfEvolution needs `experiment` and `settings` under `attributes`")
+        plain = attributes.settings.model_dump(mode="json", exclude_unset=True)
+        resolved = context.resolution_context.at_path("attributes").resolve_value(plain, as_type=dict)
+        return cls(attributes.experiment, parse_settings(resolved))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        return experiment_definitions(Experiment(self.experiment, self.settings, context.project_root))
+
+
+def experiment_definitions(experiment: Experiment) -> dg.Definitions:
+    """Assets, jobs and the IO manager of one experiment."""
+    return dg.Definitions(
+        assets=[*construction_assets(experiment), *training_assets(experiment), *evaluation_assets(experiment)],
+        jobs=experiment_jobs(experiment),
+        resources={experiment.io_manager_key: ParquetIOManager(base_path=experiment.store.base)},
+    )

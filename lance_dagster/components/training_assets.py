@@ -1,0 +1,312 @@
+"""Assets that are models: base, M_0, the policy model of an iteration, its SFT and DPO checkpoints, the promotion."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from upath import UPath
+
+from lance_dagster.components.automation import refuse_after_failed_iteration
+from lance_dagster.components.experiment import OWNERS, Experiment, clear_failures
+from lance_dagster.construction.assemble import initial_set
+from lance_dagster.construction.policy import Ancestor, PolicyModel, build_policy, open_ancestor, promotion_digest
+from lance_dagster.construction.steps import StepContext
+from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.report.pictures import loss_curve
+from lance_dagster.report.render import markdown_image
+from lance_dagster.settings import Section
+from lance_dagster.storage.checkpoints import (
+    CheckpointManifest,
+    commit_checkpoint,
+    hash_folder,
+    local_folder,
+    staging_folder,
+    write_manifest,
+)
+from lance_dagster.storage.experiment_store import UNPARTITIONED, iteration_key, resolve_path
+from lance_dagster.storage.files import json_digest
+from lance_dagster.storage.models import fetch_base_model
+from lance_dagster.storage.tables import table_digest
+from lance_dagster.training.stage import TrainingResult
+
+KINDS = {"pytorch", "huggingface"}
+
+
+def training_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.SourceAsset]:
+    """base_checkpoint, initial_checkpoint, policy_model, sft_checkpoint, dpo_checkpoint, promoted_checkpoint."""
+    return [
+        _base_checkpoint(experiment),
+        _initial_checkpoint(experiment),
+        _policy_model(experiment),
+        _sft_checkpoint(experiment),
+        _dpo_checkpoint(experiment),
+        _promoted_checkpoint(experiment),
+    ]
+
+
+def _base_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
+    model = experiment.settings.model
+
+    @dg.asset(
+        **experiment.spec("base_checkpoint", {"huggingface"}, [model], partitioned=False),
+        description=f"M: the untouched model {model.path}, by the digest of its files. Nothing is copied.",
+    )
+    @clear_failures
+    def base_checkpoint(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        folder = fetch_base_model(model, resolve_path(model.path, experiment.root))
+        files = hash_folder(UPath(folder))
+        manifest = CheckpointManifest("base", str(folder.resolve()), json_digest(files), files)
+        write_manifest(experiment.store.manifest("base_checkpoint"), manifest)
+        return _checkpoint_result(manifest, {"path": dg.MetadataValue.path(manifest.location)})
+
+    return base_checkpoint
+
+
+def _initial_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
+    training = experiment.settings.training
+
+    @dg.asset(
+        **experiment.spec(
+            "initial_checkpoint",
+            KINDS,
+            [training.initial, f"{training.seed}", experiment.settings.model, experiment.prompts.digest("review")],
+            partitioned=False,
+        ),
+        ins={name: experiment.input(name) for name in ("seed_instructions", "seed_reviews")},
+        deps=[experiment.key("base_checkpoint")],
+        description="M_0 = SFT(M, Seed_0): Algorithm 2, line 1, on both parts of the seed.",
+    )
+    @clear_failures
+    def initial_checkpoint(
+        context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table
+    ) -> dg.MaterializeResult[None]:
+        with train_initial(experiment, context, seed_instructions, seed_reviews, training.seed) as (staged, result, base):
+            manifest = commit_checkpoint(
+                staged,
+                experiment.store.asset_folder("initial_checkpoint"),
+                UNPARTITIONED,
+                kind="initial",
+                parent_digest=base.digest,
+                data={
+                    "seed_instructions": table_digest(seed_instructions),
+                    "seed_reviews": table_digest(seed_reviews),
+                },
+                settings=training.initial.model_dump(mode="json"),
+                seed=training.seed,
+                metrics={**result.metrics(), "curve": result.curve},
+            )
+        return _checkpoint_result(manifest, _training_metadata(result, "SFT of M_0"))
+
+    return initial_checkpoint
+
+
+@contextmanager
+def train_initial(
+    experiment: Experiment, context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table, seed: int
+) -> Iterator[tuple[Path, TrainingResult, CheckpointManifest]]:
+    """Train M_0 with some random seed into a folder that lasts as long as the block."""
+    from lance_dagster.training.sft import train_sft
+
+    base = open_ancestor(experiment.store, _current(experiment, "base", "base_checkpoint"))
+    rows = initial_set(_assembly(experiment, context, -1, base.digest), seed_instructions, seed_reviews)
+    with local_folder(base) as start, staging_folder() as staged:
+        training = experiment.settings.training
+        result = train_sft(start, rows, staged, training.initial, experiment.settings.model, seed, context.log.info)
+        yield staged, result, base
+
+
+def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
+    keys = experiment.iterations.get_partition_keys()
+    previous = dg.StaticPartitionMapping(dict(zip(keys[:-1], keys[1:], strict=True)))
+
+    @dg.asset(
+        **experiment.spec("policy_model", {"json"}, []),
+        deps=[
+            experiment.key("initial_checkpoint"),
+            dg.AssetDep(experiment.key("promoted_checkpoint"), partition_mapping=previous),
+        ],
+        description="M_t and the earlier tables that iteration t may read, by digest. M_0 is the initial checkpoint, "
+        "M_{t+1} the DPO checkpoint of iteration t. Refuses to run while the iteration before is missing or failed.",
+    )
+    @clear_failures
+    def policy_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        iteration = int(context.partition_key)
+        refuse_after_failed_iteration(context, experiment.name, iteration)
+        policy = build_policy(experiment.store, iteration)
+        policy.save(experiment.store)
+        metadata: dict[str, Any] = {
+            "iteration": iteration,
+            "model": policy.model.label,
+            "model_digest": policy.model.digest,
+            "source_asset": dg.MetadataValue.asset(experiment.key(policy.model.asset)),
+            "source_partition": policy.model.partition,
+            "ancestors": dg.MetadataValue.json([f"{entry.label} {entry.digest}" for entry in policy.ancestors]),
+        }
+        source = _source_run(context, experiment.key(policy.model.asset), iteration)
+        if source is not None:
+            metadata["source_run"] = dg.MetadataValue.dagster_run(source)
+        return dg.MaterializeResult(data_version=dg.DataVersion(policy.digest), metadata=metadata)
+
+    return policy_model
+
+
+def _source_run(context: dg.AssetExecutionContext, key: dg.AssetKey, iteration: int) -> str | None:
+    """The run that made the model of this iteration, if this instance still knows it."""
+    partitions = None if iteration == 0 else [iteration_key(iteration - 1)]
+    records = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions), limit=1
+    ).records
+    return records[0].event_log_entry.run_id if records else None
+
+
+def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
+    training = experiment.settings.training
+
+    @dg.asset(
+        **experiment.spec(
+            "sft_checkpoint", KINDS, [training.sft, f"{training.start_from}/{training.seed}", experiment.settings.model]
+        ),
+        ins={"sft_set": experiment.input("sft_set")},
+        deps=[experiment.key("policy_model")],
+        description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
+    )
+    @clear_failures
+    def sft_checkpoint(context: dg.AssetExecutionContext, sft_set: pa.Table) -> dg.MaterializeResult[None]:
+        from lance_dagster.training.sft import train_sft
+
+        policy = PolicyModel.load(experiment.store, int(context.partition_key))
+        parent = open_ancestor(experiment.store, _start_of_sft(experiment, policy))
+        with local_folder(parent) as start, staging_folder() as staged:
+            seed = training.seed + policy.iteration
+            result = train_sft(start, sft_set, staged, training.sft, experiment.settings.model, seed, context.log.info)
+            manifest = _commit(experiment, context, "sft", staged, parent, {"sft_set": sft_set}, training.sft, result, seed)
+        return _checkpoint_result(manifest, _training_metadata(result, f"SFT of iteration {policy.iteration}"))
+
+    return sft_checkpoint
+
+
+def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
+    training = experiment.settings.training
+
+    @dg.asset(
+        **experiment.spec("dpo_checkpoint", KINDS, [training.dpo, f"{training.seed}", experiment.settings.model]),
+        ins={"preference_set": experiment.input("preference_set")},
+        deps=[experiment.key("sft_checkpoint")],
+        description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once it "
+        "is complete, promoted_checkpoint of the same iteration is observed with its digest.",
+    )
+    @clear_failures
+    def dpo_checkpoint(context: dg.AssetExecutionContext, preference_set: pa.Table) -> dg.MaterializeResult[None]:
+        from lance_dagster.training.dpo import train_dpo
+
+        key = context.partition_key
+        parent = experiment.store.checkpoint("sft_checkpoint", key)
+        open_ancestor(experiment.store, Ancestor("sft", "sft_checkpoint", key, parent.digest))
+        with local_folder(parent) as start, staging_folder() as staged:
+            seed = training.seed + int(key)
+            model = experiment.settings.model
+            result = train_dpo(start, preference_set, staged, training.dpo, model, seed, context.log.info)
+            data = {"preference_set": preference_set}
+            manifest = _commit(experiment, context, "dpo", staged, parent, data, training.dpo, result, seed)
+        promoted = promotion_digest(experiment.store, int(key))
+        context.log_event(
+            dg.AssetObservation(
+                experiment.key("promoted_checkpoint"),
+                partition=key,
+                tags={"dagster/data_version": promoted},
+                metadata={"model_digest": manifest.digest, "promoted_to": f"policy_model[{iteration_key(int(key) + 1)}]"},
+            )
+        )
+        return _checkpoint_result(manifest, _training_metadata(result, f"DPO of iteration {int(key)}"))
+
+    return dpo_checkpoint
+
+
+def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
+    """The one edge of the loop that is cut: observed, not computed, so that the graph stays acyclic."""
+
+    @dg.observable_source_asset(
+        key=experiment.key("promoted_checkpoint"),
+        partitions_def=experiment.iterations,
+        group_name=experiment.name,
+        description="M_{t+1} as iteration t left it. dpo_checkpoint[t] reports its digest here, and policy_model[t+1] "
+        "depends on it: this is how a change crosses from one iteration to the next.",
+    )
+    def promoted_checkpoint() -> dg.DataVersionsByPartition:
+        complete = [
+            key
+            for key in experiment.iterations.get_partition_keys()
+            if experiment.store.manifest("dpo_checkpoint", key).exists()
+        ]
+        return dg.DataVersionsByPartition({key: promotion_digest(experiment.store, int(key)) for key in complete})
+
+    return promoted_checkpoint
+
+
+def _current(experiment: Experiment, label: str, asset: str) -> Ancestor:
+    """An unpartitioned checkpoint as it is now."""
+    return Ancestor(label, asset, UNPARTITIONED, experiment.store.checkpoint(asset).digest)
+
+
+def _start_of_sft(experiment: Experiment, policy: PolicyModel) -> Ancestor:
+    start = experiment.settings.training.start_from
+    if start == "policy":
+        return policy.model
+    return _current(experiment, start, f"{start}_checkpoint")
+
+
+def _assembly(experiment: Experiment, context: dg.AssetExecutionContext, iteration: int, digest: str) -> StepContext:
+    """A step that assembles rows and never generates."""
+    engine = experiment.settings.engine
+
+    def load() -> Any:
+        raise AssertionError("assembling a set generates nothing")
+
+    runner = BatchRunner(load, digest, engine.name, experiment.store.cache, engine.shard_rows, context.log.info)
+    return StepContext(iteration, experiment.settings, experiment.prompts, runner, context.log.info)
+
+
+def _commit(
+    experiment: Experiment,
+    context: dg.AssetExecutionContext,
+    stage: str,
+    staged: Path,
+    parent: CheckpointManifest,
+    data: dict[str, pa.Table],
+    settings: Section,
+    result: TrainingResult,
+    seed: int,
+) -> CheckpointManifest:
+    return commit_checkpoint(
+        staged,
+        experiment.store.asset_folder(f"{stage}_checkpoint"),
+        context.partition_key,
+        kind=stage,
+        parent_digest=parent.digest,
+        data={name: table_digest(table) for name, table in data.items()},
+        settings=settings.model_dump(mode="json"),
+        seed=seed,
+        metrics={**result.metrics(), "curve": result.curve},
+    )
+
+
+def _checkpoint_result(manifest: CheckpointManifest, metadata: dict[str, Any]) -> dg.MaterializeResult[None]:
+    provenance = replace(manifest, metrics={})
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(manifest.digest),
+        metadata={
+            "digest": manifest.digest,
+            "dagster/uri": manifest.location,
+            "manifest": dg.MetadataValue.json({**provenance.__dict__}),
+            **metadata,
+        },
+    )
+
+
+def _training_metadata(result: TrainingResult, title: str) -> dict[str, Any]:
+    picture = markdown_image(loss_curve(result.curve, title), title)
+    return {**{f"train/{name}": value for name, value in result.metrics().items()}, "train/curve": dg.MetadataValue.md(picture)}

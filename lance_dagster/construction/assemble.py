@@ -1,0 +1,229 @@
+"""Assembling the SFT set D^s and the preference set D^p (section 3.3, training data construction; Algorithm 2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+
+from lance_dagster.construction.steps import StepContext
+from lance_dagster.records import PREFERENCE_SET, SFT_SET, row_id, table_of
+
+SEED_ITERATION = -1  # the ``iteration`` of rows that no iteration wrote
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One response that can become chosen or rejected, with its reward (0..10)."""
+
+    row_id: str
+    response: str
+    score: float
+
+    @classmethod
+    def of_seed(cls, seed: dict[str, Any]) -> Self:
+        return cls(seed["seed_id"], seed["response"], seed["score"])
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Self:
+        return cls(row["row_id"], row["response"], row["score"])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one prompt; ``chosen`` has the higher reward."""
+
+    chosen: Candidate
+    rejected: Candidate
+
+
+def preference_pairs(candidates: Sequence[Candidate], gap: float) -> list[Pair]:
+    """Pairs by reward, whoever wrote the text: a flawed response that outscores the original becomes the chosen one.
+
+    The lowest reward is always the rejected one (the first of equals); every candidate whose reward exceeds it by
+    more than ``gap`` is chosen once, best first.
+    """
+    if not candidates:
+        return []
+    rejected = min(candidates, key=lambda candidate: candidate.score)
+    better = [candidate for candidate in candidates if candidate.score - rejected.score > gap]
+    return [Pair(chosen, rejected) for chosen in sorted(better, key=lambda c: c.score, reverse=True)]
+
+
+def sft_set(
+    context: StepContext, ledger: pa.Table, reviewed: pa.Table, seed_reviews: pa.Table, earlier: pa.Table | None
+) -> pa.Table:
+    """D^s of this iteration: rows of earlier iterations, accepted responses, and the replay that the settings ask for.
+
+    ``earlier`` is the SFT set of the previous iteration; its replayed rows are not carried over, since the replay of
+    this iteration takes their place. Equal (prompt, response) rows occur once, the oldest stays. Schema SFT_SET.
+    """
+    training = context.settings.training
+    system = context.prompts.content.system
+    rows: list[dict[str, Any]] = []
+    if earlier is not None and training.accumulate:
+        rows += [row for row in earlier.to_pylist() if row["origin"] == "generated"]
+    for row in ledger.to_pylist():
+        if row["kept"] and row["kind"] == "response":
+            rows.append(
+                {
+                    "row_id": row["row_id"],
+                    "parent_ids": row["parent_ids"],
+                    "seed_id": row["seed_id"],
+                    "iteration": row["iteration"],
+                    "origin": "generated",
+                    "system": system,
+                    "prompt": row["instruction"],
+                    "response": row["response"],
+                    "score": row["score"],
+                    "model_digest": row["model_digest"],
+                }
+            )
+    if training.replay_seed != "none":
+        accepted = [
+            row
+            for row in reviewed.to_pylist()
+            if row["origin"] == "seed" and (training.replay_seed == "all" or row["branch"] == "preference")
+        ]
+        rows += [_seed_row(row, system) for row in accepted]
+    if training.replay_reviews:
+        rows += review_rows(context, seed_reviews)
+    return table_of(_first_of_equals(rows, "prompt", "response"), SFT_SET)
+
+
+def initial_set(context: StepContext, seed_instructions: pa.Table, seed_reviews: pa.Table) -> pa.Table:
+    """What M_0 is trained on: Seed_0, both parts (section 3.2). Schema SFT_SET."""
+    system = context.prompts.content.system
+    rows = [_seed_row({**row, "score": None}, system) for row in seed_instructions.to_pylist()]
+    return table_of(rows + review_rows(context, seed_reviews), SFT_SET)
+
+
+def review_rows(context: StepContext, seed_reviews: pa.Table) -> list[dict[str, Any]]:
+    """The review seed as SFT rows: the filled review prompt, and the rationale with its score."""
+    rows = []
+    for row in seed_reviews.to_pylist():
+        messages = context.prompts.messages("review", instruction=row["instruction"], response=row["response"])
+        target = context.prompts.review_target(row["rationale"], row["score"])
+        rows.append(
+            {
+                "row_id": row_id("review row", row["seed_id"], context.prompts.identity),
+                "parent_ids": [row["seed_id"]],
+                "seed_id": row["seed_id"],
+                "iteration": SEED_ITERATION,
+                "origin": "review",
+                "system": context.prompts.content.system,
+                "prompt": messages[-1]["content"],
+                "response": target,
+                "score": None,
+                "model_digest": None,
+            }
+        )
+    return rows
+
+
+def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, earlier: pa.Table | None) -> pa.Table:
+    """D^p of this iteration: pairs of earlier iterations and those of this one. Schema PREFERENCE_SET."""
+    settings = context.settings
+    system = context.prompts.content.system if settings.prompts.system_in_preferences else None
+    rows: list[dict[str, Any]] = []
+    if earlier is not None and settings.training.accumulate:
+        rows += earlier.to_pylist()
+    groups: dict[str, list[Candidate]] = defaultdict(list)
+    for row in ledger.to_pylist():
+        if row["kept"] and row["kind"] == "flawed_response":
+            groups[row["seed_id"]].append(Candidate.of_row(row))
+    seeds = {row["seed_id"]: row for row in reviewed.to_pylist() if row["seed_id"] in groups}
+    for seed_id, flawed in groups.items():
+        seed = seeds[seed_id]
+        for pair in preference_pairs([Candidate.of_seed(seed), *flawed], settings.construction.preference_gap):
+            parents = [pair.chosen.row_id, pair.rejected.row_id]
+            rows.append(
+                {
+                    "row_id": row_id("pair", parents, context.iteration),
+                    "parent_ids": parents,
+                    "seed_id": seed_id,
+                    "iteration": context.iteration,
+                    "system": system,
+                    "prompt": seed["instruction"],
+                    "chosen": pair.chosen.response,
+                    "rejected": pair.rejected.response,
+                    "chosen_score": pair.chosen.score,
+                    "rejected_score": pair.rejected.score,
+                    "model_digest": context.runner.model_digest,
+                }
+            )
+    return table_of(_first_of_equals(rows, "prompt", "chosen", "rejected"), PREFERENCE_SET)
+
+
+def grown_seed(
+    seed_instructions: pa.Table, growth: str, sft: pa.Table | None, rejected: pa.Table | None, max_rows: int | None
+) -> list[dict[str, Any]]:
+    """Seed_t: rows with seed_id, parent_ids, instruction, response and origin, as ``review_seed`` takes them.
+
+    ``sft`` and ``rejected`` are the SFT set of the previous iteration and, where flawed rows re-enter, its preference
+    set; None in iteration 0 and for ``growth`` 'original'. The cap keeps Seed_0 first, then the newest rows.
+    """
+    seed = [
+        {
+            "seed_id": row["seed_id"],
+            "parent_ids": [],
+            "instruction": row["instruction"],
+            "response": row["response"],
+            "origin": "seed",
+        }
+        for row in seed_instructions.to_pylist()
+    ]
+    new: list[tuple[int, dict[str, Any]]] = []
+    if sft is not None and growth != "original":
+        for row in sft.to_pylist():
+            if row["origin"] == "generated":
+                new.append((row["iteration"], _grown(row["row_id"], row["prompt"], row["response"])))
+    if rejected is not None and growth != "original":
+        for row in rejected.to_pylist():
+            new.append((row["iteration"], _grown(row["parent_ids"][1], row["prompt"], row["rejected"])))
+    if growth == "merge_latest" and new:
+        latest = max(iteration for iteration, _ in new)
+        new = [entry for entry in new if entry[0] == latest]
+    new.sort(key=lambda entry: -entry[0])
+    grown = _first_of_equals(seed + [row for _, row in new], "instruction", "response")
+    return grown[:max_rows]
+
+
+def _grown(identity: str, instruction: str, response: str) -> dict[str, Any]:
+    return {
+        "seed_id": row_id("grown seed", identity),
+        "parent_ids": [identity],
+        "instruction": instruction,
+        "response": response,
+        "origin": "generated",
+    }
+
+
+def _seed_row(row: dict[str, Any], system: str | None) -> dict[str, Any]:
+    return {
+        "row_id": row_id("seed row", row["seed_id"]),
+        "parent_ids": [row["seed_id"]],
+        "seed_id": row["seed_id"],
+        "iteration": SEED_ITERATION,
+        "origin": "seed",
+        "system": system,
+        "prompt": row["instruction"],
+        "response": row["response"],
+        "score": row["score"],
+        "model_digest": None,
+    }
+
+
+def _first_of_equals(rows: list[dict[str, Any]], *columns: str) -> list[dict[str, Any]]:
+    """Rows without later repetitions of the same texts."""
+    seen: set[tuple[str, ...]] = set()
+    kept = []
+    for row in rows:
+        texts = tuple(row[column] for column in columns)
+        if texts not in seen:
+            seen.add(texts)
+            kept.append(row)
+    return kept

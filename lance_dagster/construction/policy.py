@@ -1,0 +1,146 @@
+"""The policy model M_t: which weights iteration t starts from, and every earlier table it may read.
+
+Algorithm 2 of the paper, lines 1 and 8: M_0 is the initial checkpoint, M_{t+1} the DPO checkpoint of iteration t.
+The manifest is the only door to earlier iterations: it names their tables by digest, so an iteration that was
+re-materialised since is noticed instead of read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import pyarrow as pa
+
+from lance_dagster.construction.assemble import grown_seed
+from lance_dagster.errors import ArtifactError
+from lance_dagster.settings import EvolutionSettings
+from lance_dagster.storage.checkpoints import CheckpointManifest, verify
+from lance_dagster.storage.experiment_store import UNPARTITIONED, ExperimentStore, iteration_key
+from lance_dagster.storage.files import json_digest, read_json, write_json
+from lance_dagster.storage.tables import read_table, table_digest
+
+# Tables that the next iteration builds on.
+CARRIED_TABLES = ("reviewed_seed", "sft_set", "preference_set")
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An earlier model of this experiment. ``asset`` and ``partition`` say where its manifest lies."""
+
+    label: str
+    asset: str
+    partition: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class PolicyModel:
+    """The manifest of ``policy_model[t]``."""
+
+    iteration: int
+    model: Ancestor
+    tables: dict[str, str] = field(default_factory=dict)  # table of iteration t-1 -> its digest
+    ancestors: list[Ancestor] = field(default_factory=list)  # base, initial, and every earlier policy model
+
+    @property
+    def digest(self) -> str:
+        return json_digest(asdict(self))
+
+    def checkpoint(self, store: ExperimentStore) -> CheckpointManifest:
+        """The weights of M_t, checked against the digest that this manifest names."""
+        return open_ancestor(store, self.model)
+
+    def earlier_table(self, store: ExperimentStore, name: str) -> pa.Table | None:
+        """A table of iteration t-1, checked against its digest; None in iteration 0."""
+        if name not in self.tables:
+            return None
+        return read_table(store.table(name, iteration_key(self.iteration - 1)), self.tables[name])
+
+    def seed(self, store: ExperimentStore, settings: EvolutionSettings, seed_instructions: pa.Table) -> list[dict[str, Any]]:
+        """Seed_t, ready to be reviewed."""
+        growing = settings.seed.growth != "original"
+        flawed = growing and settings.seed.flawed_rows_reenter
+        return grown_seed(
+            seed_instructions,
+            settings.seed.growth,
+            self.earlier_table(store, "sft_set") if growing else None,
+            self.earlier_table(store, "preference_set") if flawed else None,
+            settings.seed.max_rows,
+        )
+
+    def save(self, store: ExperimentStore) -> None:
+        write_json(store.manifest("policy_model", iteration_key(self.iteration)), asdict(self))
+
+    @classmethod
+    def load(cls, store: ExperimentStore, iteration: int) -> Self:
+        """The manifest of ``policy_model[iteration]``; ArtifactError if it was not materialised."""
+        key = iteration_key(iteration)
+        values = read_json(store.manifest("policy_model", key), f"{store.experiment}/policy_model[{key}]")
+        return cls(
+            iteration=values["iteration"],
+            model=Ancestor(**values["model"]),
+            tables=values["tables"],
+            ancestors=[Ancestor(**entry) for entry in values["ancestors"]],
+        )
+
+
+def build_policy(store: ExperimentStore, iteration: int) -> PolicyModel:
+    """M_t from the initial checkpoint (t = 0) or from the previous iteration, which must be complete.
+
+    Raises ArtifactError that names the missing iteration and the command that makes it.
+    """
+    if iteration == 0:
+        initial = store.checkpoint("initial_checkpoint")
+        verify(initial, f"{store.experiment}/initial_checkpoint")
+        base = store.checkpoint("base_checkpoint")
+        return PolicyModel(
+            0,
+            Ancestor("initial", "initial_checkpoint", UNPARTITIONED, initial.digest),
+            ancestors=[Ancestor("base", "base_checkpoint", UNPARTITIONED, base.digest)],
+        )
+    before = iteration_key(iteration - 1)
+    mend = (
+        f"Run iteration {before} of experiment {store.experiment} first: in the web UI, or "
+        f"`dg launch --job {store.experiment}_one_iteration --partition {before}`."
+    )
+    if not store.manifest("dpo_checkpoint", before).exists():
+        raise ArtifactError(
+            f"{store.experiment}/dpo_checkpoint[{before}] has not been materialised, so iteration "
+            f"{iteration_key(iteration)} has no model to start from. {mend}"
+        )
+    checkpoint = store.checkpoint("dpo_checkpoint", before)
+    verify(checkpoint, f"{store.experiment}/dpo_checkpoint[{before}]")
+    tables = {}
+    for name in CARRIED_TABLES:
+        path = store.table(name, before)
+        if not path.exists():
+            raise ArtifactError(f"{store.experiment}/{name}[{before}] is missing. {mend}")
+        tables[name] = table_digest(read_table(path))
+    previous = PolicyModel.load(store, iteration - 1)
+    return PolicyModel(
+        iteration,
+        Ancestor(f"policy_{iteration_key(iteration)}", "dpo_checkpoint", before, checkpoint.digest),
+        tables,
+        [*previous.ancestors, previous.model],
+    )
+
+
+def open_ancestor(store: ExperimentStore, ancestor: Ancestor) -> CheckpointManifest:
+    """The checkpoint of an ancestor; ArtifactError if its place now holds another one, or damaged files."""
+    manifest = store.checkpoint(ancestor.asset, ancestor.partition)
+    label = f"{store.experiment}/{ancestor.asset}[{ancestor.partition}]"
+    if manifest.digest != ancestor.digest:
+        raise ArtifactError(
+            f"{label} now has digest {manifest.digest}, but this iteration was built on {ancestor.digest}: it was "
+            "re-materialised since. Re-materialise policy_model of this iteration and what follows it."
+        )
+    verify(manifest, label)
+    return manifest
+
+
+def promotion_digest(store: ExperimentStore, iteration: int) -> str:
+    """What iteration t hands to t + 1, in one digest: the DPO checkpoint and the tables that are carried over."""
+    key = iteration_key(iteration)
+    tables = [table_digest(read_table(store.table(name, key))) for name in CARRIED_TABLES]
+    return json_digest([store.checkpoint("dpo_checkpoint", key).digest, *tables])

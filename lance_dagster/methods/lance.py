@@ -1,0 +1,60 @@
+"""LANCE (arXiv 2412.15151), Algorithm 1: review, two branches by score, filter and reward, two cumulative sets."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from lance_dagster.construction import assemble
+from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.generate import flawed_responses, new_instructions
+from lance_dagster.construction.ledger import build_ledger
+from lance_dagster.construction.policy import PolicyModel
+from lance_dagster.construction.review import review_seed
+from lance_dagster.construction.steps import StepContext
+from lance_dagster.storage.experiment_store import ExperimentStore
+
+
+class Lance:
+    """The paper's method. Its switches are in ``ConstructionSettings``, ``SeedSettings`` and ``TrainingSettings``."""
+
+    def reviewed_seed(
+        self, context: StepContext, policy: PolicyModel, store: ExperimentStore, seed_instructions: pa.Table
+    ) -> pa.Table:
+        seed = policy.seed(store, context.settings, seed_instructions)
+        again = context.settings.construction.rereview_seeds
+        known = None if again else policy.earlier_table(store, "reviewed_seed")
+        return review_seed(context, seed, known)
+
+    def instruction_candidates(self, context: StepContext, reviewed: pa.Table) -> pa.Table:
+        return new_instructions(context, reviewed)
+
+    def preference_candidates(self, context: StepContext, reviewed: pa.Table) -> pa.Table:
+        return flawed_responses(context, reviewed)
+
+    def candidate_ledger(
+        self,
+        context: StepContext,
+        instruction_candidates: pa.Table,
+        preference_candidates: pa.Table,
+        reviewed: pa.Table,
+        questions: EvaluationQuestions,
+    ) -> pa.Table:
+        return build_ledger(context, instruction_candidates, preference_candidates, reviewed, questions)
+
+    def sft_set(
+        self,
+        context: StepContext,
+        policy: PolicyModel,
+        store: ExperimentStore,
+        ledger: pa.Table,
+        reviewed: pa.Table,
+        seed_reviews: pa.Table,
+    ) -> pa.Table:
+        earlier = policy.earlier_table(store, "sft_set")
+        return assemble.sft_set(context, ledger, reviewed, seed_reviews, earlier)
+
+    def preference_set(
+        self, context: StepContext, policy: PolicyModel, store: ExperimentStore, ledger: pa.Table, reviewed: pa.Table
+    ) -> pa.Table:
+        earlier = policy.earlier_table(store, "preference_set")
+        return assemble.preference_set(context, ledger, reviewed, earlier)

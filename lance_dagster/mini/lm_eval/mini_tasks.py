@@ -1,0 +1,22 @@
+"""Functions of the lm-eval tasks beside this file: their documents and their metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def documents(split: str, **_: Any) -> dict[str, Any]:
+    """The documents of one split, from the JSONL file beside this one."""
+    import datasets
+
+    path = Path(__file__).with_name(f"{split}.jsonl")
+    rows = datasets.Dataset.from_json(str(path)) if path.exists() else None
+    if rows is None:
+        raise FileNotFoundError(f"{path} is missing; `lance-dagster mini data` writes it")
+    return {"test": rows}
+
+
+def exact_match(document: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """1 where the response, without outer white space, is one of the right answers."""
+    return {"exact_match": float(results[0].strip() in document["answers"])}

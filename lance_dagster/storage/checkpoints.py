@@ -1,0 +1,160 @@
+"""Model checkpoints: a folder of safetensors named by its digest, and a manifest that is written last.
+
+``<asset folder>/<partition>.json`` is the manifest of the current checkpoint; the weights lie beside it in
+``<asset folder>/<partition>/<digest>/``. The manifest is replaced in one step after the folder is complete, so a
+killed run leaves nothing that can be read as a checkpoint, and an older checkpoint stays until it is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from lance_dagster.errors import ArtifactError
+from lance_dagster.storage.files import is_local, json_digest, read_json, write_json
+
+_LIBRARIES = ("lance-dagster", "torch", "transformers", "trl", "datasets", "lm-eval", "pyarrow", "numpy")
+# Files of a model folder that decide what the model does; anything else in the folder is not part of the digest.
+_CONTENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
+_NOT_CONTENT = ("pretraining.json", "training_args.json", "README.md")
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What a checkpoint is and where it came from.
+
+    ``location`` is where the weights lie; in the file it is relative to the manifest's own folder, so a store can be
+    moved. ``files`` maps names to SHA-256, ``data`` table names to digests; ``digest`` covers the files alone, so equal
+    weights have equal digests whatever run made them.
+    """
+
+    kind: str
+    location: str
+    digest: str
+    files: dict[str, str]
+    parent_digest: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide results."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hash_folder(folder: UPath) -> dict[str, str]:
+    """SHA-256 of each content file directly in ``folder``."""
+    hashes = {}
+    for path in sorted(folder.iterdir(), key=lambda p: p.name):
+        if path.suffix in _CONTENT and path.name not in _NOT_CONTENT and path.is_file():
+            hasher = hashlib.sha256()
+            with path.open("rb") as source:
+                while block := source.read(1 << 22):
+                    hasher.update(block)
+            hashes[path.name] = hasher.hexdigest()
+    if not any(name.endswith(".safetensors") for name in hashes):
+        raise ArtifactError(f"{folder} holds no .safetensors file, so it is not a checkpoint that can be loaded")
+    return hashes
+
+
+@contextmanager
+def staging_folder() -> Iterator[Path]:
+    """A local folder for a checkpoint in the making; it is gone afterwards, whatever happened."""
+    folder = Path(tempfile.mkdtemp(prefix="lance-checkpoint-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def manifest_path(asset_folder: UPath, partition: str) -> UPath:
+    return asset_folder / f"{partition}.json"
+
+
+def commit_checkpoint(
+    staged: Path, asset_folder: UPath, partition: str, *, kind: str, **provenance: Any
+) -> CheckpointManifest:
+    """Move a finished folder into the store and write its manifest last. ``provenance``: CheckpointManifest fields."""
+    files = hash_folder(UPath(staged))
+    digest = json_digest(files)
+    target = asset_folder / partition / digest
+    if not target.exists():
+        incoming = asset_folder / partition / f".{digest}.incoming"
+        if incoming.exists():
+            incoming.fs.rm(incoming.path, recursive=True)
+        incoming.mkdir(parents=True, exist_ok=True)
+        for path in sorted(staged.iterdir()):
+            if path.is_file():
+                incoming.fs.put_file(str(path), (incoming / path.name).path)
+        incoming.fs.mv(incoming.path.rstrip("/"), target.path.rstrip("/"), recursive=True)
+    elif hash_folder(target) != files:
+        raise ArtifactError(f"{target} was changed by hand: delete that folder and run the asset again")
+    manifest = CheckpointManifest(
+        kind=kind, location=f"{partition}/{digest}", digest=digest, files=files, versions=library_versions(), **provenance
+    )
+    return write_manifest(manifest_path(asset_folder, partition), manifest)
+
+
+def write_manifest(path: UPath, manifest: CheckpointManifest) -> CheckpointManifest:
+    """Write a manifest and return it as it is read: with a location that does not depend on its own place."""
+    write_json(path, asdict(manifest))
+    return read_manifest(path, manifest.kind)
+
+
+def read_manifest(path: UPath, what: str) -> CheckpointManifest:
+    """The manifest at ``path``; ``what`` names the checkpoint in errors."""
+    values = read_json(path, what)
+    try:
+        manifest = CheckpointManifest(**values)
+    except TypeError as error:
+        raise ArtifactError(f"{what} at {path} is not a checkpoint manifest ({error}); re-materialise it") from error
+    if "://" in manifest.location or Path(manifest.location).is_absolute():
+        return manifest
+    return replace(manifest, location=str(path.parent / manifest.location))
+
+
+def verify(manifest: CheckpointManifest, what: str) -> None:
+    """Raise ArtifactError unless every file of the checkpoint is there with the digest that the manifest names."""
+    folder = UPath(manifest.location)
+    if not folder.exists():
+        raise ArtifactError(f"{what}: its folder {folder} is gone; re-materialise it")
+    found = hash_folder(folder)
+    for name, expected in manifest.files.items():
+        if name not in found:
+            raise ArtifactError(f"{what}: {folder / name} is missing; re-materialise it")
+        if found[name] != expected:
+            raise ArtifactError(
+                f"{what}: {folder / name} does not match its digest (expected {expected[:16]}, found "
+                f"{found[name][:16]}): the file was changed or is damaged. Re-materialise it."
+            )
+
+
+@contextmanager
+def local_folder(manifest: CheckpointManifest) -> Iterator[Path]:
+    """The checkpoint as a folder on this machine; copied for the duration of the block if it lies elsewhere."""
+    folder = UPath(manifest.location)
+    if is_local(folder):
+        yield Path(str(folder))
+        return
+    with staging_folder() as copy:
+        for name in manifest.files:
+            folder.fs.get_file((folder / name).path, str(copy / name))
+        yield copy

@@ -1,0 +1,75 @@
+"""Where the artifacts of one experiment lie.
+
+``<store>/<experiment>/<asset>.parquet`` and ``<asset>/<iteration>.parquet`` are tables,
+``<asset>/<iteration>.json`` manifests, with the weights of checkpoints in ``<asset>/<iteration>/<digest>/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from upath import UPath
+
+from lance_dagster.errors import SettingsError
+from lance_dagster.storage.checkpoints import CheckpointManifest, manifest_path, read_manifest
+
+UNPARTITIONED = "current"  # stands in for the iteration in the paths of assets that have none
+_PACKAGE = "package://"
+
+
+def iteration_key(iteration: int) -> str:
+    """The partition key of an iteration: zero-padded, because backfills run in the order of the text."""
+    return f"{iteration:03d}"
+
+
+def resolve_path(path: str, root: Path) -> str:
+    """A path of the settings as others can open it.
+
+    ``package://lance_dagster/…`` lies in the installed package, URLs and absolute paths stay, anything else is
+    relative to ``root``, the project's folder.
+    """
+    if path.startswith(_PACKAGE):
+        package, _, inner = path.removeprefix(_PACKAGE).partition("/")
+        try:
+            return str(files(package) / inner)
+        except ModuleNotFoundError as error:
+            raise SettingsError(f"{path}: there is no installed package {package!r}") from error
+    if "://" in path or Path(path).is_absolute():
+        return path
+    return str(root / path)
+
+
+@dataclass(frozen=True)
+class ExperimentStore:
+    """Paths of one experiment's artifacts under a store (a folder or an fsspec URL)."""
+
+    base: UPath
+    experiment: str
+
+    @property
+    def folder(self) -> UPath:
+        return self.base / self.experiment
+
+    @property
+    def cache(self) -> UPath:
+        """Completions by model digest, shared by all stages of the experiment."""
+        return self.folder / "completions"
+
+    def asset_folder(self, asset: str) -> UPath:
+        return self.folder / asset
+
+    def table(self, asset: str, partition: str | None = None) -> UPath:
+        """The Parquet file of an asset; the IO manager uses the same paths."""
+        if partition is None:
+            return self.folder / f"{asset}.parquet"
+        return self.folder / asset / f"{partition}.parquet"
+
+    def manifest(self, asset: str, partition: str = UNPARTITIONED) -> UPath:
+        return manifest_path(self.asset_folder(asset), partition)
+
+    def checkpoint(self, asset: str, partition: str = UNPARTITIONED) -> CheckpointManifest:
+        """The manifest of a checkpoint asset; ArtifactError if it was not materialised."""
+        label = f"{self.experiment}/{asset}" + ("" if partition == UNPARTITIONED else f"[{partition}]")
+        return read_manifest(self.manifest(asset, partition), label)

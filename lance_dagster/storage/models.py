@@ -1,0 +1,80 @@
+"""Loading models and tokenizers from checkpoint folders, on the device and in the type that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lance_dagster.errors import ArtifactError
+from lance_dagster.settings import ModelSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """The device to use: the one named, or a GPU where there is one."""
+    import torch
+
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def load_tokenizer(folder: Path, padding_side: Literal["left", "right"] = "right") -> Any:
+    """The tokenizer of a checkpoint; ArtifactError if it has no chat template, which every stage needs."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
+    if not tokenizer.chat_template:
+        raise ArtifactError(
+            f"the tokenizer in {folder} has no chat template, so prompts cannot be rendered. Use the instruct "
+            "variant of the model, or put a chat_template.jinja into the model folder."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, settings: ModelSettings) -> Any:
+    """The causal language model of a checkpoint, on its device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar per weight shard is noise in a run's log
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"transformers cannot load the checkpoint in {folder}: {error}") from error
+    return model.to(device_of(settings))
+
+
+def fetch_base_model(settings: ModelSettings, resolved: str) -> Path:
+    """The folder of the untouched model: a local one, or a hub model, downloaded once into the hub's own cache.
+
+    ``resolved`` is ``settings.path`` after resolve_path. Raises ArtifactError that names the path and the next step.
+    """
+    folder = Path(resolved)
+    if folder.is_dir():
+        return folder
+    if settings.path.count("/") != 1 or settings.path.startswith((".", "/", "package:")):
+        raise ArtifactError(
+            f"model.path: there is no model folder at {resolved}. Give a folder that transformers can load, or the "
+            "name of a hub model such as Qwen/Qwen2-7B."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ArtifactError(
+            f"model.path: {settings.path} is neither a local folder nor a hub model that can be downloaded now "
+            f"({error}). Check the name, log in with `hf auth login` if the model is gated, or download it on another "
+            "machine and give the folder."
+        ) from error

@@ -1,0 +1,81 @@
+"""SFT (equation 1 of the paper): negative log-likelihood of the responses, with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from lance_dagster.errors import TrainingError
+from lance_dagster.settings import ModelSettings, SFTSettings
+from lance_dagster.storage.models import load_model, load_tokenizer
+from lance_dagster.training import gates
+from lance_dagster.training.stage import (
+    Log,
+    TrainingResult,
+    curve_of,
+    prompt_messages,
+    reporting_callback,
+    save_model,
+    trainer_arguments,
+)
+
+
+def train_sft(
+    start: Path, rows: pa.Table, out: Path, settings: SFTSettings, model: ModelSettings, seed: int, log: Log
+) -> TrainingResult:
+    """Train the checkpoint in ``start`` on ``rows`` (schema SFT_SET) and write the result to ``out``.
+
+    Loss is taken on responses alone. Rows over ``max_tokens`` are left out and counted, none is cut.
+    """
+    if not rows.num_rows:
+        raise TrainingError("the SFT set is empty: nothing to train on")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = load_tokenizer(start)
+    network = load_model(start, model)
+    records = rows.select(["system", "prompt", "response"]).to_pylist()
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": prompt_messages(row["system"], row["prompt"]),
+                "completion": [{"role": "assistant", "content": row["response"]}],
+                "row": index,
+            }
+            for index, row in enumerate(records)
+        ]
+    )
+    with tempfile.TemporaryDirectory(prefix="lance-sft-") as scratch:
+        common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch))
+        trainer = SFTTrainer(
+            model=network,
+            args=SFTConfig(**common, completion_only_loss=True, train_sampling_strategy="group_by_length"),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[reporting_callback(log, "SFT")],
+        )
+        fitting = trainer.train_dataset.filter(lambda example: len(example["input_ids"]) <= settings.max_tokens)
+        left_out = rows.num_rows - len(fitting)
+        if not len(fitting):
+            raise TrainingError(f"all {rows.num_rows} SFT rows are longer than max_tokens {settings.max_tokens}")
+        prompts = [prompt_messages(records[i]["system"], records[i]["prompt"]) for i in fitting["row"]]
+        measured = gates.measure(tokenizer, prompts, fitting["input_ids"], fitting["labels"])
+        gates.require_learnable(measured, "SFT")
+        trainer.train_dataset = fitting
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+        state = trainer.state
+        save_model(trainer.model, start, out)
+    return TrainingResult(
+        rows=len(fitting),
+        left_out=left_out,
+        steps=state.global_step,
+        tokens=int(state.num_input_tokens_seen),
+        seconds=seconds,
+        curve=curve_of(state.log_history, ["loss", "learning_rate", "grad_norm", "mean_token_accuracy"]),
+        gates=measured,
+    )

@@ -1,0 +1,122 @@
+"""What SFT and DPO share: trainer arguments from settings, the curve that is kept, and saving the result."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lance_dagster.errors import TrainingError
+from lance_dagster.prompts.library import Message
+from lance_dagster.settings import ModelSettings, OptimiserSettings
+from lance_dagster.storage.models import device_of
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+Log = Callable[[str], None]
+_CURVE_POINTS = 50
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What one stage did. ``curve`` has a point per logged step: step, loss, learning_rate and, for DPO, rewards."""
+
+    rows: int
+    left_out: int
+    steps: int
+    tokens: int
+    seconds: float
+    curve: list[dict[str, float]]
+    gates: dict[str, float]
+
+    def metrics(self) -> dict[str, Any]:
+        """For the manifest and for asset metadata: losses, throughput (tokens/s of forward and backward), gates."""
+        losses = [point["loss"] for point in self.curve if "loss" in point]
+        tenth = max(1, len(losses) // 10)
+        return {
+            "rows": self.rows,
+            "left_out_over_long": self.left_out,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
+            "loss/first": losses[0],
+            "loss/last": sum(losses[-tenth:]) / tenth,
+            **{f"gate/{name}": value for name, value in self.gates.items()},
+        }
+
+
+def trainer_arguments(settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path) -> dict[str, Any]:
+    """Arguments that SFTConfig and DPOConfig have in common. Nothing is cut: rows were measured before."""
+    device = device_of(model)
+    steps = max(1, round(rows * settings.epochs / (settings.batch_size * settings.gradient_accumulation)))
+    return {
+        "output_dir": str(scratch),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "max_length": None,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": device.type == "cpu",
+        "bf16": device.type == "cuda" and model.dtype != "float32",
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "dataloader_pin_memory": device.type == "cuda",
+        "logging_steps": max(1, steps // _CURVE_POINTS),
+        "logging_first_step": True,
+        "include_num_input_tokens_seen": "all",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def prompt_messages(system: str | None, prompt: str) -> list[Message]:
+    """The chat messages that come before a response, the same in generation and in training."""
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": prompt}]
+
+
+def reporting_callback(log: Log, stage: str) -> TrainerCallback:
+    """Sends a progress line to ``log`` at each logged step."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                log(f"{stage}: step {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
+
+    return Reporting()
+
+
+def curve_of(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, float]]:
+    """The logged points of a run with some of their numbers."""
+    return [
+        {"step": float(entry["step"]), **{name: float(entry[name]) for name in names if name in entry}}
+        for entry in history
+        if "loss" in entry
+    ]
+
+
+def save_model(model: Any, source: Path, out: Path) -> None:
+    """Write the trained weights to ``out``, with tokenizer and template files of ``source`` byte for byte."""
+    import torch
+
+    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if broken:
+        raise TrainingError(
+            f"training ended with weights that are not finite ({', '.join(broken[:3])}): lower the learning rate"
+        )
+    model.save_pretrained(out)
+    for path in sorted(source.iterdir()):
+        carried = path.suffix in (".json", ".jinja", ".txt", ".model") and not path.name.endswith(".index.json")
+        if path.is_file() and carried and not (out / path.name).exists() and path.name != "pretraining.json":
+            shutil.copyfile(path, out / path.name)
