@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart; k
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,16 @@ def score_histogram(table: pa.Table, title: str) -> bytes:
     return _png(figure)
 
 
+def loss_curve(curve: Sequence[dict[str, float]], title: str) -> bytes:
+    """PNG of a training curve: ``curve`` has a point per logged step, with at least step and loss."""
+    figure, axes = _canvas()
+    axes.plot([point["step"] for point in curve], [point["loss"] for point in curve], color=BLUE, linewidth=1.6)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title, loc="left", parse_math=False)
+    return _png(figure)
+
+
 def _points(axes: Axes, curve: list[ScoreRow], stage: str, **look: Any) -> None:
     at = [position for position, row in enumerate(curve) if row.stage == stage]
     if not at:
@@ -174,13 +185,3 @@ def _png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png")
     figure.clear()
     return buffer.getvalue()
-
-
-def loss_curve(curve: Sequence[dict[str, float]], title: str) -> bytes:
-    """PNG of a training curve: ``curve`` has a point per logged step, with at least step and loss."""
-    figure, axes = _canvas()
-    axes.plot([point["step"] for point in curve], [point["loss"] for point in curve], color="#0072b2", linewidth=1.6)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.set_title(title)
-    return _png(figure)

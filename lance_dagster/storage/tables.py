@@ -54,8 +54,10 @@ def _feed(hasher: Any, array: pa.Array) -> None:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         filled = array.cast(pa.large_binary()).fill_null(b"")
         hasher.update(pc.binary_length(filled).to_numpy(zero_copy_only=False).tobytes())
-        joined = pc.binary_join(pa.LargeListArray.from_arrays([0, len(filled)], filled), b"")
-        hasher.update(joined[0].as_buffer())
+        if len(filled):
+            _, offsets, data = filled.buffers()
+            bounds = np.frombuffer(offsets, dtype=np.int64)[filled.offset : filled.offset + len(filled) + 1]
+            hasher.update(memoryview(data or b"")[bounds[0] : bounds[-1]])
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = pc.list_value_length(array).fill_null(0)
         hasher.update(lengths.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())

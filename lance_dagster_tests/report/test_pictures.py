@@ -34,8 +34,9 @@ def area(png: bytes, colour: str) -> int:
         lambda: pictures.funnel(evolution()),
         lambda: pictures.score_histogram(pa.table({"score": [0.0, 7.5, 10.0, None]}), "reward"),
         lambda: pictures.score_histogram(pa.table({"score": pa.array([], pa.float64())}), "reward"),
+        lambda: pictures.loss_curve([{"step": 1, "loss": 0.69}, {"step": 2, "loss": 0.4}], "DPO $000"),
     ],
-    ids=["no iterations", "many iterations", "funnel", "empty funnel", "histogram", "empty histogram"],
+    ids=["no iterations", "many iterations", "funnel", "empty funnel", "histogram", "empty histogram", "loss"],
 )
 def test_every_picture_is_drawn_at_900_by_500_without_a_warning(picture: Callable[[], bytes]) -> None:
     with warnings.catch_warnings():
