@@ -7,7 +7,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_dagster.components.experiment import Experiment, clear_failures, table_result
+from lance_dagster.components.experiment import Experiment, table_result
 from lance_dagster.components.parquet_io import preview
 from lance_dagster.construction.filters.contamination import EvaluationQuestions
 from lance_dagster.construction.ledger import funnel
@@ -21,7 +21,7 @@ KINDS = {"parquet", "python"}
 
 
 def construction_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """seed_instructions, seed_reviews, reviewed_seed, both candidate tables, candidate_ledger, sft_set, preference_set."""
+    """From seed_instructions and seed_reviews to sft_set and preference_set."""
     return [
         _seed_asset(experiment, "seed_instructions", experiment.settings.seed.instructions, load_seed_instructions),
         _seed_asset(experiment, "seed_reviews", experiment.settings.seed.reviews, load_seed_reviews),
@@ -34,20 +34,19 @@ def construction_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     ]
 
 
-def _seed_asset(
-    experiment: Experiment, name: str, source: str, load: Callable[..., SeedLoad]
-) -> dg.AssetsDefinition:
+def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[..., SeedLoad]) -> dg.AssetsDefinition:
     what = {
         "seed_instructions": "Part 1 of Seed_0: (instruction, response) rows that every iteration reviews and expands.",
         "seed_reviews": "Part 2 of Seed_0: (instruction, response, rationale, score) rows that teach M_0 to review.",
     }[name]
 
-    @dg.asset(
-        **experiment.spec(name, KINDS, [source, experiment.settings.seed], partitioned=False),
-        io_manager_key=experiment.io_manager_key,
-        description=f"{what} Read from {source}; rows that cannot be used go to {name}_quarantine.parquet with a reason.",
+    @experiment.asset(
+        name,
+        KINDS,
+        [source, experiment.settings.seed],
+        partitioned=False,
+        description=f"{what} Read from {source}; unusable rows go to {name}_quarantine.parquet with a reason.",
     )
-    @clear_failures
     def seed(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pa.Table]:
         loaded = load(source, experiment.settings.seed, experiment.root)
         quarantine = experiment.store.table(f"{name}_quarantine")
@@ -70,20 +69,16 @@ def _seed_asset(
 def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
     construction, digest = experiment.settings.construction, experiment.prompts.digest("review")
 
-    @dg.asset(
-        **experiment.spec(
-            "reviewed_seed", KINDS, [construction.review, _review_switches(experiment), digest, experiment.settings.seed]
-        ),
-        io_manager_key=experiment.io_manager_key,
-        ins={"seed_instructions": experiment.input("seed_instructions")},
-        deps=[experiment.key("policy_model")],
+    @experiment.asset(
+        "reviewed_seed",
+        KINDS,
+        [construction.review, _review_switches(experiment), digest, experiment.settings.seed],
+        inputs=("seed_instructions",),
+        deps=("policy_model",),
         description="Seed_t with the rationale and score (0..10) that M_t gives each row, and the branch it takes: "
         "new instructions below the threshold V, flawed responses from V on.",
     )
-    @clear_failures
-    def reviewed_seed(
-        context: dg.AssetExecutionContext, seed_instructions: pa.Table
-    ) -> dg.MaterializeResult[pa.Table]:
+    def reviewed_seed(context: dg.AssetExecutionContext, seed_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
         with experiment.step(context) as (step, policy):
             table = experiment.method.reviewed_seed(step, policy, experiment.store, seed_instructions)
         branches = Counter(table["branch"].to_pylist())
@@ -103,23 +98,19 @@ def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
 def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
     construction = experiment.settings.construction
 
-    @dg.asset(
-        **experiment.spec(
-            "instruction_candidates",
-            KINDS,
-            [
-                construction.new_instruction,
-                construction.response,
-                f"{construction.samples}/{construction.responses_per_instruction}/{construction.seed}",
-                experiment.prompts.digest("new_instruction", "answer"),
-            ],
-        ),
-        io_manager_key=experiment.io_manager_key,
-        ins={"reviewed_seed": experiment.input("reviewed_seed")},
-        deps=[experiment.key("policy_model")],
+    @experiment.asset(
+        "instruction_candidates",
+        KINDS,
+        [
+            construction.new_instruction,
+            construction.response,
+            f"{construction.samples}/{construction.responses_per_instruction}/{construction.seed}",
+            experiment.prompts.digest("new_instruction", "answer"),
+        ],
+        inputs=("reviewed_seed",),
+        deps=("policy_model",),
         description="Low branch of Algorithm 1: K new instructions per low-scored seed row, K responses to each.",
     )
-    @clear_failures
     def instruction_candidates(
         context: dg.AssetExecutionContext, reviewed_seed: pa.Table
     ) -> dg.MaterializeResult[pa.Table]:
@@ -133,22 +124,18 @@ def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
 def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
     construction = experiment.settings.construction
 
-    @dg.asset(
-        **experiment.spec(
-            "preference_candidates",
-            KINDS,
-            [
-                construction.flawed_response,
-                f"{construction.samples}/{construction.seed}",
-                experiment.prompts.digest("flawed_response"),
-            ],
-        ),
-        io_manager_key=experiment.io_manager_key,
-        ins={"reviewed_seed": experiment.input("reviewed_seed")},
-        deps=[experiment.key("policy_model")],
+    @experiment.asset(
+        "preference_candidates",
+        KINDS,
+        [
+            construction.flawed_response,
+            f"{construction.samples}/{construction.seed}",
+            experiment.prompts.digest("flawed_response"),
+        ],
+        inputs=("reviewed_seed",),
+        deps=("policy_model",),
         description="High branch of Algorithm 1: K deliberately flawed responses per high-scored seed row.",
     )
-    @clear_failures
     def preference_candidates(
         context: dg.AssetExecutionContext, reviewed_seed: pa.Table
     ) -> dg.MaterializeResult[pa.Table]:
@@ -162,20 +149,15 @@ def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
 def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
     construction, evaluation = experiment.settings.construction, experiment.settings.evaluation
 
-    @dg.asset(
-        **experiment.spec(
-            "candidate_ledger", KINDS, [construction, evaluation, experiment.prompts.digest("review")]
-        ),
-        io_manager_key=experiment.io_manager_key,
-        ins={
-            name: experiment.input(name)
-            for name in ("instruction_candidates", "preference_candidates", "reviewed_seed")
-        },
-        deps=[experiment.key("policy_model")],
-        description="Every generated row, how far it came through length, ROUGE-L, contamination, reward and acceptance, "
-        "and why it was dropped. Nothing leaves this table.",
+    @experiment.asset(
+        "candidate_ledger",
+        KINDS,
+        [construction, evaluation, experiment.prompts.digest("review")],
+        inputs=("instruction_candidates", "preference_candidates", "reviewed_seed"),
+        deps=("policy_model",),
+        description="Every generated row, how far it came through length, ROUGE-L, contamination, reward and "
+        "acceptance, and why it was dropped. Nothing leaves this table.",
     )
-    @clear_failures
     def candidate_ledger(
         context: dg.AssetExecutionContext,
         instruction_candidates: pa.Table,
@@ -184,7 +166,11 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         from lance_dagster.evaluation.benchmarks import evaluation_questions
 
-        asked = evaluation_questions(evaluation, experiment.tasks_path) if construction.filters.contamination == "drop" else []
+        asked = (
+            evaluation_questions(evaluation, experiment.tasks_path)
+            if construction.filters.contamination == "drop"
+            else []
+        )
         questions = EvaluationQuestions(asked)
         context.log.info(f"contamination: {len(questions)} evaluation questions")
         with experiment.step(context) as (step, _):
@@ -211,14 +197,14 @@ def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
     training = experiment.settings.training
     switches = f"{training.accumulate}/{training.replay_seed}/{training.replay_reviews}"
 
-    @dg.asset(
-        **experiment.spec("sft_set", KINDS, [switches, experiment.prompts.digest("review")]),
-        io_manager_key=experiment.io_manager_key,
-        ins={name: experiment.input(name) for name in ("candidate_ledger", "reviewed_seed", "seed_reviews")},
-        deps=[experiment.key("policy_model")],
+    @experiment.asset(
+        "sft_set",
+        KINDS,
+        [switches, experiment.prompts.digest("review")],
+        inputs=("candidate_ledger", "reviewed_seed", "seed_reviews"),
+        deps=("policy_model",),
         description="D^s: accepted (instruction, response) rows of all iterations so far, and the replayed seed rows.",
     )
-    @clear_failures
     def sft_set(
         context: dg.AssetExecutionContext, candidate_ledger: pa.Table, reviewed_seed: pa.Table, seed_reviews: pa.Table
     ) -> dg.MaterializeResult[pa.Table]:
@@ -241,14 +227,14 @@ def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
     settings = experiment.settings
     switches = f"{settings.training.accumulate}/{settings.construction.preference_gap}/{settings.prompts}"
 
-    @dg.asset(
-        **experiment.spec("preference_set", KINDS, [switches]),
-        io_manager_key=experiment.io_manager_key,
-        ins={name: experiment.input(name) for name in ("candidate_ledger", "reviewed_seed")},
-        deps=[experiment.key("policy_model")],
+    @experiment.asset(
+        "preference_set",
+        KINDS,
+        [switches],
+        inputs=("candidate_ledger", "reviewed_seed"),
+        deps=("policy_model",),
         description="D^p: (prompt, chosen, rejected) pairs of all iterations so far, ordered by the reward of M_t.",
     )
-    @clear_failures
     def preference_set(
         context: dg.AssetExecutionContext, candidate_ledger: pa.Table, reviewed_seed: pa.Table
     ) -> dg.MaterializeResult[pa.Table]:
@@ -299,4 +285,3 @@ def _require_rows(
         f"Look at candidate_ledger[{partition}] for the reasons; lower construction.{setting} or widen the filters "
         "that dropped most, then re-materialise from candidate_ledger."
     )
-

@@ -1,22 +1,18 @@
 """Assets that measure: baseline scores, scores and drift of every iteration, and the report over all of them."""
 
-from typing import Any
-
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_dagster.components.experiment import Experiment, clear_failures, table_result
+from lance_dagster.components.experiment import Experiment, table_result
 from lance_dagster.components.training_assets import train_initial
 from lance_dagster.construction.assemble import SEED_ITERATION
 from lance_dagster.construction.policy import PolicyModel, open_ancestor
+from lance_dagster.report.gather import gather
 from lance_dagster.report.render import markdown_image, to_markdown
-from lance_dagster.report.summary import IterationTables, build_summary
 from lance_dagster.report.write import write_report
 from lance_dagster.storage.checkpoints import CheckpointManifest, local_folder
-from lance_dagster.storage.experiment_store import iteration_key
 from lance_dagster.storage.files import json_digest
-from lance_dagster.storage.tables import read_table
 from lance_dagster.training.stage import prompt_messages
 
 KINDS = {"parquet", "python"}
@@ -30,15 +26,16 @@ def evaluation_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
 def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
     evaluation, training = experiment.settings.evaluation, experiment.settings.training
 
-    @dg.asset(
-        **experiment.spec("baseline_scores", KINDS, [evaluation], partitioned=False),
-        io_manager_key=experiment.io_manager_key,
-        ins={name: experiment.input(name) for name in ("seed_instructions", "seed_reviews")},
-        deps=[experiment.key("base_checkpoint"), experiment.key("initial_checkpoint")],
+    @experiment.asset(
+        "baseline_scores",
+        KINDS,
+        [evaluation],
+        partitioned=False,
+        inputs=("seed_instructions", "seed_reviews"),
+        deps=("base_checkpoint", "initial_checkpoint"),
         description="Scores that every gain is held against: the untouched base model M, and M_0 twice. The difference "
         "of the two M_0 is the noise floor.",
     )
-    @clear_failures
     def baseline_scores(
         context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table
     ) -> dg.MaterializeResult[pa.Table]:
@@ -63,13 +60,13 @@ def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _eval_scores(experiment: Experiment) -> dg.AssetsDefinition:
-    @dg.asset(
-        **experiment.spec("eval_scores", KINDS, [experiment.settings.evaluation]),
-        io_manager_key=experiment.io_manager_key,
-        deps=[experiment.key("sft_checkpoint"), experiment.key("dpo_checkpoint")],
+    @experiment.asset(
+        "eval_scores",
+        KINDS,
+        [experiment.settings.evaluation],
+        deps=("sft_checkpoint", "dpo_checkpoint"),
         description="lm-eval scores of M_t^S and of M_t^D: both, because DPO can cost what SFT gained.",
     )
-    @clear_failures
     def eval_scores(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pa.Table]:
         key = context.partition_key
         table = pa.concat_tables(
@@ -84,15 +81,15 @@ def _eval_scores(experiment: Experiment) -> dg.AssetsDefinition:
 def _drift(experiment: Experiment) -> dg.AssetsDefinition:
     rows = experiment.settings.evaluation.drift_rows
 
-    @dg.asset(
-        **experiment.spec("drift", KINDS, [f"{rows}", experiment.settings.model]),
-        io_manager_key=experiment.io_manager_key,
-        ins={"seed_instructions": experiment.input("seed_instructions")},
-        deps=[experiment.key("policy_model"), experiment.key("dpo_checkpoint")],
+    @experiment.asset(
+        "drift",
+        KINDS,
+        [f"{rows}", experiment.settings.model],
+        inputs=("seed_instructions",),
+        deps=("policy_model", "dpo_checkpoint"),
         description="How far M_t^D moved from the base, from M_0 and from every earlier policy model: KL divergence on "
         "the seed responses, and distance of the weights.",
     )
-    @clear_failures
     def drift(context: dg.AssetExecutionContext, seed_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
         from contextlib import ExitStack
 
@@ -126,28 +123,27 @@ def _drift(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
-    @dg.asset(
-        **experiment.spec("evolution_report", {"html", "json"}, [experiment.settings.method], partitioned=False),
-        deps=[experiment.key(name) for name in ("baseline_scores", "eval_scores", "drift")],
+    @experiment.asset(
+        "evolution_report",
+        {"html", "json"},
+        [experiment.settings.method],
+        partitioned=False,
+        deps=("baseline_scores", "eval_scores", "drift"),
         automation_condition=dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing()),
         description="Scores of the base, of M_0 and of every checkpoint with standard errors, the funnel of each "
         "iteration, the learning curve and sample rows, over the iterations that are complete. Also report.html and "
         "report.json.",
     )
-    @clear_failures
     def evolution_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        store = experiment.store
-        baseline = read_table(store.table("baseline_scores"))
-        complete = [tables for tables in map(_iteration_tables(experiment), range(experiment.settings.iterations)) if tables]
-        summary = build_summary(experiment.name, experiment.settings.method, baseline, complete, _notes(experiment))
-        files = write_report(store.folder, summary)
-        context.log.info(f"report over {len(complete)} iterations: {files.html}")
-        curve = markdown_image(files.learning_curve.read_bytes(), "learning curve") if complete else "(no iteration yet)"
+        summary = gather(experiment.store, experiment.settings, experiment.prompts)
+        files = write_report(experiment.store.folder, summary)
+        context.log.info(f"report over {len(summary.funnels)} iterations: {files.html}")
+        curve = markdown_image(files.learning_curve.read_bytes(), "learning curve")
         return dg.MaterializeResult(
             data_version=dg.DataVersion(json_digest(summary.to_json())),
             metadata={
                 "headline": summary.headline,
-                "iterations": len(complete),
+                "iterations": len(summary.funnels),
                 "report": dg.MetadataValue.md(to_markdown(summary)),
                 "learning_curve": dg.MetadataValue.md(curve),
                 "report.html": dg.MetadataValue.path(str(files.html)),
@@ -156,31 +152,6 @@ def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
         )
 
     return evolution_report
-
-
-def _iteration_tables(experiment: Experiment) -> Any:
-    """A function from an iteration to its tables, or None while the iteration is not complete."""
-    names = ("reviewed_seed", "candidate_ledger", "sft_set", "preference_set", "eval_scores", "drift")
-
-    def load(iteration: int) -> IterationTables | None:
-        paths = {name: experiment.store.table(name, iteration_key(iteration)) for name in names}
-        if not all(path.exists() for path in paths.values()):
-            return None
-        return IterationTables(iteration=iteration, **{name: read_table(path) for name, path in paths.items()})
-
-    return load
-
-
-def _notes(experiment: Experiment) -> list[str]:
-    settings = experiment.settings
-    return [
-        f"Base model {settings.model.path}; seed {settings.seed.instructions} and {settings.seed.reviews}; prompts "
-        f"{experiment.prompts.identity}.",
-        f"V = {settings.construction.threshold:g}, K = {settings.construction.samples}, "
-        f"{settings.construction.reviews_per_item} review(s) per item, SFT rows above "
-        f"{settings.construction.accept_above:g}, pairs with a gap above {settings.construction.preference_gap:g}, Seed_t: "
-        f"{settings.seed.growth}.",
-    ]
 
 
 def _evaluate(

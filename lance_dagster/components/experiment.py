@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,28 +74,44 @@ class Experiment:
     def key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
-    def input(self, asset: str) -> dg.AssetIn:
-        return dg.AssetIn(key=self.key(asset))
-
-    def spec(self, asset: str, kinds: set[str], uses: list[Section | str], *, partitioned: bool = True) -> dict[str, Any]:
-        """Arguments of ``@dg.asset`` that every asset has.
+    def asset(
+        self,
+        name: str,
+        kinds: set[str],
+        uses: Sequence[Section | str],
+        *,
+        description: str,
+        inputs: Sequence[str] = (),
+        deps: Sequence[str | dg.AssetDep] = (),
+        partitioned: bool = True,
+        automation_condition: dg.AutomationCondition[Any] | None = None,
+    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        """``@dg.asset`` with what all assets of an experiment have in common.
 
         ``uses``: the settings and template digests that decide the content; they make up the code version, so a
-        change of any of them shows the asset, and no other, as out of date.
+        change of any of them shows the asset, and no other, as out of date. ``inputs`` are tables that the function
+        takes as arguments of the same names; ``deps`` are read from the store.
         """
         parts = [entry if isinstance(entry, str) else entry.model_dump(mode="json") for entry in uses]
-        arguments: dict[str, Any] = {
-            "key": self.key(asset),
-            "group_name": self.name,
-            "kinds": kinds,
-            "owners": OWNERS,
-            "tags": {"lance/experiment": self.name, "lance/method": self.settings.method},
-            "code_version": json_digest(parts),
-            "pool": POOL,
-        }
-        if partitioned:
-            arguments["partitions_def"] = self.iterations
-        return arguments
+
+        def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+            return dg.asset(
+                key=self.key(name),
+                group_name=self.name,
+                description=description,
+                kinds=kinds,
+                owners=OWNERS,
+                tags={"lance/experiment": self.name, "lance/method": self.settings.method},
+                code_version=json_digest(parts),
+                pool=POOL,
+                io_manager_key=self.io_manager_key,
+                ins={table: dg.AssetIn(key=self.key(table)) for table in inputs},
+                deps=[self.key(dep) if isinstance(dep, str) else dep for dep in deps],
+                partitions_def=self.iterations if partitioned else None,
+                automation_condition=automation_condition,
+            )(clear_failures(function))
+
+        return decorate
 
     @contextmanager
     def step(self, context: dg.AssetExecutionContext) -> Iterator[tuple[StepContext, PolicyModel]]:

@@ -20,7 +20,9 @@ from lance_dagster.settings import EvolutionSettings, Section, parse_settings
 class ExperimentFile(Section):
     """The attributes of a defs.yaml. Text may hold templates such as ``{{ env.BASE_MODEL }}``."""
 
-    experiment: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name: prefix of the asset keys, and the group")
+    experiment: str = Field(
+        pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name: prefix of the asset keys, and the group"
+    )
     settings: EvolutionSettings
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from upath import UPath
 
 from lance_dagster.components.automation import refuse_after_failed_iteration
-from lance_dagster.components.experiment import OWNERS, Experiment, clear_failures
+from lance_dagster.components.experiment import Experiment
 from lance_dagster.construction.assemble import initial_set
 from lance_dagster.construction.policy import Ancestor, PolicyModel, build_policy, open_ancestor, promotion_digest
 from lance_dagster.construction.steps import StepContext
@@ -51,11 +52,13 @@ def training_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Sou
 def _base_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     model = experiment.settings.model
 
-    @dg.asset(
-        **experiment.spec("base_checkpoint", {"huggingface"}, [model], partitioned=False),
+    @experiment.asset(
+        "base_checkpoint",
+        {"huggingface"},
+        [model],
+        partitioned=False,
         description=f"M: the untouched model {model.path}, by the digest of its files. Nothing is copied.",
     )
-    @clear_failures
     def base_checkpoint(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         folder = fetch_base_model(model, resolve_path(model.path, experiment.root))
         files = hash_folder(UPath(folder))
@@ -69,22 +72,23 @@ def _base_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
 def _initial_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     training = experiment.settings.training
 
-    @dg.asset(
-        **experiment.spec(
-            "initial_checkpoint",
-            KINDS,
-            [training.initial, f"{training.seed}", experiment.settings.model, experiment.prompts.digest("review")],
-            partitioned=False,
-        ),
-        ins={name: experiment.input(name) for name in ("seed_instructions", "seed_reviews")},
-        deps=[experiment.key("base_checkpoint")],
+    @experiment.asset(
+        "initial_checkpoint",
+        KINDS,
+        [training.initial, f"{training.seed}", experiment.settings.model, experiment.prompts.digest("review")],
+        partitioned=False,
+        inputs=("seed_instructions", "seed_reviews"),
+        deps=("base_checkpoint",),
         description="M_0 = SFT(M, Seed_0): Algorithm 2, line 1, on both parts of the seed.",
     )
-    @clear_failures
     def initial_checkpoint(
         context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table
     ) -> dg.MaterializeResult[None]:
-        with train_initial(experiment, context, seed_instructions, seed_reviews, training.seed) as (staged, result, base):
+        with train_initial(experiment, context, seed_instructions, seed_reviews, training.seed) as (
+            staged,
+            result,
+            base,
+        ):
             manifest = commit_checkpoint(
                 staged,
                 experiment.store.asset_folder("initial_checkpoint"),
@@ -106,7 +110,11 @@ def _initial_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
 
 @contextmanager
 def train_initial(
-    experiment: Experiment, context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table, seed: int
+    experiment: Experiment,
+    context: dg.AssetExecutionContext,
+    seed_instructions: pa.Table,
+    seed_reviews: pa.Table,
+    seed: int,
 ) -> Iterator[tuple[Path, TrainingResult, CheckpointManifest]]:
     """Train M_0 with some random seed into a folder that lasts as long as the block."""
     from lance_dagster.training.sft import train_sft
@@ -121,18 +129,19 @@ def train_initial(
 
 def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
     keys = experiment.iterations.get_partition_keys()
-    previous = dg.StaticPartitionMapping(dict(zip(keys[:-1], keys[1:], strict=True)))
+    previous = dg.StaticPartitionMapping(dict(pairwise(keys)))
 
-    @dg.asset(
-        **experiment.spec("policy_model", {"json"}, []),
-        deps=[
-            experiment.key("initial_checkpoint"),
+    @experiment.asset(
+        "policy_model",
+        {"json"},
+        [],
+        deps=(
+            "initial_checkpoint",
             dg.AssetDep(experiment.key("promoted_checkpoint"), partition_mapping=previous),
-        ],
+        ),
         description="M_t and the earlier tables that iteration t may read, by digest. M_0 is the initial checkpoint, "
         "M_{t+1} the DPO checkpoint of iteration t. Refuses to run while the iteration before is missing or failed.",
     )
-    @clear_failures
     def policy_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         iteration = int(context.partition_key)
         refuse_after_failed_iteration(context, experiment.name, iteration)
@@ -166,15 +175,14 @@ def _source_run(context: dg.AssetExecutionContext, key: dg.AssetKey, iteration: 
 def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     training = experiment.settings.training
 
-    @dg.asset(
-        **experiment.spec(
-            "sft_checkpoint", KINDS, [training.sft, f"{training.start_from}/{training.seed}", experiment.settings.model]
-        ),
-        ins={"sft_set": experiment.input("sft_set")},
-        deps=[experiment.key("policy_model")],
+    @experiment.asset(
+        "sft_checkpoint",
+        KINDS,
+        [training.sft, f"{training.start_from}/{training.seed}", experiment.settings.model],
+        inputs=("sft_set",),
+        deps=("policy_model",),
         description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
     )
-    @clear_failures
     def sft_checkpoint(context: dg.AssetExecutionContext, sft_set: pa.Table) -> dg.MaterializeResult[None]:
         from lance_dagster.training.sft import train_sft
 
@@ -183,7 +191,9 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + policy.iteration
             result = train_sft(start, sft_set, staged, training.sft, experiment.settings.model, seed, context.log.info)
-            manifest = _commit(experiment, context, "sft", staged, parent, {"sft_set": sft_set}, training.sft, result, seed)
+            manifest = _commit(
+                experiment, context, "sft", staged, parent, {"sft_set": sft_set}, training.sft, result, seed
+            )
         return _checkpoint_result(manifest, _training_metadata(result, f"SFT of iteration {policy.iteration}"))
 
     return sft_checkpoint
@@ -192,14 +202,15 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
 def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     training = experiment.settings.training
 
-    @dg.asset(
-        **experiment.spec("dpo_checkpoint", KINDS, [training.dpo, f"{training.seed}", experiment.settings.model]),
-        ins={"preference_set": experiment.input("preference_set")},
-        deps=[experiment.key("sft_checkpoint")],
+    @experiment.asset(
+        "dpo_checkpoint",
+        KINDS,
+        [training.dpo, f"{training.seed}", experiment.settings.model],
+        inputs=("preference_set",),
+        deps=("sft_checkpoint",),
         description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once it "
         "is complete, promoted_checkpoint of the same iteration is observed with its digest.",
     )
-    @clear_failures
     def dpo_checkpoint(context: dg.AssetExecutionContext, preference_set: pa.Table) -> dg.MaterializeResult[None]:
         from lance_dagster.training.dpo import train_dpo
 
@@ -218,7 +229,10 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
                 experiment.key("promoted_checkpoint"),
                 partition=key,
                 tags={"dagster/data_version": promoted},
-                metadata={"model_digest": manifest.digest, "promoted_to": f"policy_model[{iteration_key(int(key) + 1)}]"},
+                metadata={
+                    "model_digest": manifest.digest,
+                    "promoted_to": iteration_key(int(key) + 1),
+                },
             )
         )
         return _checkpoint_result(manifest, _training_metadata(result, f"DPO of iteration {int(key)}"))
@@ -309,4 +323,7 @@ def _checkpoint_result(manifest: CheckpointManifest, metadata: dict[str, Any]) -
 
 def _training_metadata(result: TrainingResult, title: str) -> dict[str, Any]:
     picture = markdown_image(loss_curve(result.curve, title), title)
-    return {**{f"train/{name}": value for name, value in result.metrics().items()}, "train/curve": dg.MetadataValue.md(picture)}
+    return {
+        **{f"train/{name}": value for name, value in result.metrics().items()},
+        "train/curve": dg.MetadataValue.md(picture),
+    }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from lance_dagster.construction.review import exceeds, reaches
 from lance_dagster.construction.steps import StepContext
+from lance_dagster.errors import ArtifactError
 from lance_dagster.records import PREFERENCE_SET, SFT_SET, row_id, table_of
 
 SEED_ITERATION = -1  # the ``iteration`` of rows that no iteration wrote
@@ -49,21 +51,23 @@ def preference_pairs(candidates: Sequence[Candidate], gap: float) -> list[Pair]:
     if not candidates:
         return []
     rejected = min(candidates, key=lambda candidate: candidate.score)
-    better = [candidate for candidate in candidates if candidate.score - rejected.score > gap]
+    better = [candidate for candidate in candidates if exceeds(candidate.score - rejected.score, gap)]
     return [Pair(chosen, rejected) for chosen in sorted(better, key=lambda c: c.score, reverse=True)]
 
 
 def sft_set(
     context: StepContext, ledger: pa.Table, reviewed: pa.Table, seed_reviews: pa.Table, earlier: pa.Table | None
 ) -> pa.Table:
-    """D^s of this iteration: rows of earlier iterations, accepted responses, and the replay that the settings ask for.
+    """D^s of this iteration: the replay that the settings ask for, rows of earlier iterations, accepted responses.
 
     ``earlier`` is the SFT set of the previous iteration; its replayed rows are not carried over, since the replay of
     this iteration takes their place. Equal (prompt, response) rows occur once, the oldest stays. Schema SFT_SET.
     """
     training = context.settings.training
     system = context.prompts.content.system
-    rows: list[dict[str, Any]] = []
+    rows = _replayed_seed(context, reviewed)
+    if training.replay_reviews:
+        rows += review_rows(context, seed_reviews)
     if earlier is not None and training.accumulate:
         rows += [row for row in earlier.to_pylist() if row["origin"] == "generated"]
     for row in ledger.to_pylist():
@@ -82,16 +86,19 @@ def sft_set(
                     "model_digest": row["model_digest"],
                 }
             )
-    if training.replay_seed != "none":
-        accepted = [
-            row
-            for row in reviewed.to_pylist()
-            if row["origin"] == "seed" and (training.replay_seed == "all" or row["branch"] == "preference")
-        ]
-        rows += [_seed_row(row, system) for row in accepted]
-    if training.replay_reviews:
-        rows += review_rows(context, seed_reviews)
     return table_of(_first_of_equals(rows, "prompt", "response"), SFT_SET)
+
+
+def _replayed_seed(context: StepContext, reviewed: pa.Table) -> list[dict[str, Any]]:
+    """Rows of Seed_0: none, those with a score of at least V, or all."""
+    which = context.settings.training.replay_seed
+    if which == "none":
+        return []
+    rows = [row for row in reviewed.to_pylist() if row["origin"] == "seed"]
+    if which == "accepted":
+        threshold = context.settings.construction.threshold
+        rows = [row for row in rows if row["score"] is not None and reaches(row["score"], threshold)]
+    return [_seed_row(row, context.prompts.content.system) for row in rows]
 
 
 def initial_set(context: StepContext, seed_instructions: pa.Table, seed_reviews: pa.Table) -> pa.Table:
@@ -125,17 +132,21 @@ def review_rows(context: StepContext, seed_reviews: pa.Table) -> list[dict[str, 
 
 
 def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, earlier: pa.Table | None) -> pa.Table:
-    """D^p of this iteration: pairs of earlier iterations and those of this one. Schema PREFERENCE_SET."""
+    """D^p of this iteration: pairs of earlier iterations and those of this one. Schema PREFERENCE_SET.
+
+    Raises ArtifactError where ``ledger`` was built from other reviews than ``reviewed``.
+    """
     settings = context.settings
     system = context.prompts.content.system if settings.prompts.system_in_preferences else None
     rows: list[dict[str, Any]] = []
     if earlier is not None and settings.training.accumulate:
         rows += earlier.to_pylist()
+    seeds = {row["seed_id"]: row for row in reviewed.to_pylist()}
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for row in ledger.to_pylist():
         if row["kept"] and row["kind"] == "flawed_response":
+            _require_same_review(row, seeds.get(row["seed_id"]))
             groups[row["seed_id"]].append(Candidate.of_row(row))
-    seeds = {row["seed_id"]: row for row in reviewed.to_pylist() if row["seed_id"] in groups}
     for seed_id, flawed in groups.items():
         seed = seeds[seed_id]
         for pair in preference_pairs([Candidate.of_seed(seed), *flawed], settings.construction.preference_gap):
@@ -158,13 +169,30 @@ def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, e
     return table_of(_first_of_equals(rows, "prompt", "chosen", "rejected"), PREFERENCE_SET)
 
 
+def _require_same_review(row: dict[str, Any], seed: dict[str, Any] | None) -> None:
+    if seed is None or seed["score"] != row["original_score"]:
+        raise ArtifactError(
+            f"candidate_ledger compares {row['row_id']} with seed {row['seed_id']} at a score of "
+            f"{row['original_score']}, which is not what reviewed_seed says now: it was re-materialised since. "
+            "Re-materialise the candidates and candidate_ledger of this iteration."
+        )
+
+
 def grown_seed(
-    seed_instructions: pa.Table, growth: str, sft: pa.Table | None, rejected: pa.Table | None, max_rows: int | None
+    iteration: int,
+    seed_instructions: pa.Table,
+    growth: Literal["original", "merge", "merge_latest"],
+    max_rows: int | None,
+    *,
+    sft: pa.Table | None = None,
+    preferences: pa.Table | None = None,
+    reviewed: pa.Table | None = None,
 ) -> list[dict[str, Any]]:
     """Seed_t: rows with seed_id, parent_ids, instruction, response and origin, as ``review_seed`` takes them.
 
-    ``sft`` and ``rejected`` are the SFT set of the previous iteration and, where flawed rows re-enter, its preference
-    set; None in iteration 0 and for ``growth`` 'original'. The cap keeps Seed_0 first, then the newest rows.
+    All tables are those of the previous iteration, None in iteration 0. ``sft``: its SFT set, for 'merge' and
+    'merge_latest'. ``preferences``: its preference set, where rejected flawed rows re-enter. ``reviewed``: its reviewed
+    seed, for 'merge', which keeps what had grown before. The cap keeps Seed_0 first, then the newest rows.
     """
     seed = [
         {
@@ -176,20 +204,40 @@ def grown_seed(
         }
         for row in seed_instructions.to_pylist()
     ]
-    new: list[tuple[int, dict[str, Any]]] = []
-    if sft is not None and growth != "original":
-        for row in sft.to_pylist():
-            if row["origin"] == "generated":
-                new.append((row["iteration"], _grown(row["row_id"], row["prompt"], row["response"])))
-    if rejected is not None and growth != "original":
-        for row in rejected.to_pylist():
-            new.append((row["iteration"], _grown(row["parent_ids"][1], row["prompt"], row["rejected"])))
-    if growth == "merge_latest" and new:
-        latest = max(iteration for iteration, _ in new)
-        new = [entry for entry in new if entry[0] == latest]
+    if growth == "original":
+        return seed[:max_rows]
+    new = _accepted(sft) + _rejected(preferences)
+    if growth == "merge_latest":
+        new = [entry for entry in new if entry[0] == iteration - 1]
     new.sort(key=lambda entry: -entry[0])
-    grown = _first_of_equals(seed + [row for _, row in new], "instruction", "response")
-    return grown[:max_rows]
+    before = _grown_before(reviewed) if growth == "merge" else []
+    return _first_of_equals([*seed, *(row for _, row in new), *before], "instruction", "response")[:max_rows]
+
+
+def _accepted(sft: pa.Table | None) -> list[tuple[int, dict[str, Any]]]:
+    """Accepted rows as seeds, with the iteration that wrote them."""
+    rows = [] if sft is None else sft.to_pylist()
+    return [
+        (row["iteration"], _grown(row["row_id"], row["prompt"], row["response"]))
+        for row in rows
+        if row["origin"] == "generated"
+    ]
+
+
+def _rejected(preferences: pa.Table | None) -> list[tuple[int, dict[str, Any]]]:
+    """Rejected flawed rows as seeds, likewise; a seed that lost against a flawed row is in Seed_t already."""
+    rows = [] if preferences is None else preferences.to_pylist()
+    return [
+        (row["iteration"], _grown(row["parent_ids"][1], row["prompt"], row["rejected"]))
+        for row in rows
+        if row["parent_ids"][1] != row["seed_id"]
+    ]
+
+
+def _grown_before(reviewed: pa.Table | None) -> list[dict[str, Any]]:
+    columns = ["seed_id", "parent_ids", "instruction", "response", "origin"]
+    rows = [] if reviewed is None else reviewed.select(columns).to_pylist()
+    return [row for row in rows if row["origin"] == "generated"]
 
 
 def _grown(identity: str, instruction: str, response: str) -> dict[str, Any]:

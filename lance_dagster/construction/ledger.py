@@ -16,8 +16,9 @@ from lance_dagster.construction.assemble import Candidate, preference_pairs
 from lance_dagster.construction.filters import rules
 from lance_dagster.construction.filters.contamination import CONTAMINATED, EvaluationQuestions
 from lance_dagster.construction.filters.rouge_l import RougeL
-from lance_dagster.construction.review import NO_REWARD, review_pairs
+from lance_dagster.construction.review import NO_REWARD, exceeds, review_pairs
 from lance_dagster.construction.steps import StepContext
+from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, table_of
 from lance_dagster.settings import FilterSettings
 
@@ -35,15 +36,19 @@ def build_ledger(
     reviewed: pa.Table,
     questions: EvaluationQuestions,
 ) -> pa.Table:
-    """Filter, reward and accept all candidates of one iteration. Schema CANDIDATE_LEDGER."""
+    """Filter, reward and accept all candidates of one iteration. Schema CANDIDATE_LEDGER.
+
+    Raises ArtifactError where candidates were generated from another ``reviewed`` than this one.
+    """
     seeds = {row["seed_id"]: row for row in reviewed.to_pylist()}
     rows = [_opened(row, seeds) for row in instruction_candidates.to_pylist() + preference_candidates.to_pylist()]
     filters = context.settings.construction.filters
     _drop_each(rows, "length", lambda row: _length(row, filters))
-    _drop_orphans(rows)
-    _drop_similar(rows, seeds, filters)
-    _drop_orphans(rows)
-    if filters.contamination == "drop":
+    _drop_orphans(rows, "length")
+    _drop_similar_instructions(rows, seeds, filters)
+    _drop_orphans(rows, "rouge_l")
+    _drop_similar_responses(rows, seeds, filters)
+    if filters.contamination == "drop":  # a response carries its instruction, so it goes by itself
         _drop_each(rows, "contamination", lambda row: CONTAMINATED if row["instruction"] in questions else None)
     _reward(context, rows)
     _accept_responses(context, rows)
@@ -64,7 +69,13 @@ def funnel(ledger: pa.Table) -> dict[str, int]:
 
 def _opened(row: Row, seeds: dict[str, Row]) -> Row:
     flawed = row["kind"] == "flawed_response"
-    seed = seeds[row["seed_id"]]
+    seed = seeds.get(row["seed_id"])
+    if seed is None or seed["branch"] != ("preference" if flawed else "instruction"):
+        fate = "is no longer in it" if seed is None else f"now takes the branch {seed['branch']!r}"
+        raise ArtifactError(
+            f"{row['kind']} {row['row_id']} was generated from seed {row['seed_id']}, which {fate}: reviewed_seed was "
+            "re-materialised since. Re-materialise instruction_candidates and preference_candidates of this iteration."
+        )
     return {
         **row,
         "original_response": seed["response"] if flawed else None,
@@ -93,25 +104,31 @@ def _length(row: Row, filters: FilterSettings) -> str | None:
     return rules.response_length(row["response"], filters.response_words)
 
 
-def _drop_orphans(rows: list[Row]) -> None:
-    """A response whose instruction was dropped goes with it."""
+def _drop_orphans(rows: list[Row], stage: str) -> None:
+    """A response goes with its instruction, at the step at which that one was dropped."""
     dropped = {row["row_id"] for row in rows if row["kind"] == "instruction" and row["drop_reason"] is not None}
     for row in _alive(rows, "response"):
         if row["parent_ids"][0] in dropped:
+            row["stage"] = stage
             row["drop_reason"] = PARENT_DROPPED
 
 
-def _drop_similar(rows: list[Row], seeds: dict[str, Row], filters: FilterSettings) -> None:
-    """ROUGE-L against the seed row and the kept earlier siblings; exact repetitions go in any case."""
-    by_seed: dict[str, list[Row]] = defaultdict(list)
-    for row in _alive(rows, "instruction"):
-        by_seed[row["seed_id"]].append(row)
-    if filters.rouge_scope == "seed":
-        for seed_id, group in by_seed.items():
-            _thin(group, "instruction", [(seed_id, seeds[seed_id]["instruction"])], filters, filters.rouge_threshold)
-    else:
+def _drop_similar_instructions(rows: list[Row], seeds: dict[str, Row], filters: FilterSettings) -> None:
+    """ROUGE-L against the seed's instruction and earlier siblings, or against all seeds and earlier candidates."""
+    instructions = _alive(rows, "instruction")
+    if filters.rouge_scope == "iteration":
         pool = [(seed["seed_id"], seed["instruction"]) for seed in seeds.values()]
-        _thin(_alive(rows, "instruction"), "instruction", pool, filters, filters.rouge_threshold)
+        _thin(instructions, "instruction", pool, filters, filters.rouge_threshold)
+        return
+    by_seed: dict[str, list[Row]] = defaultdict(list)
+    for row in instructions:
+        by_seed[row["seed_id"]].append(row)
+    for seed_id, group in by_seed.items():
+        _thin(group, "instruction", [(seed_id, seeds[seed_id]["instruction"])], filters, filters.rouge_threshold)
+
+
+def _drop_similar_responses(rows: list[Row], seeds: dict[str, Row], filters: FilterSettings) -> None:
+    """ROUGE-L against the seed's response and earlier responses to the same instruction."""
     by_prompt: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in _alive(rows, "response", "flawed_response"):
         by_prompt[(row["seed_id"], row["instruction"])].append(row)
@@ -123,7 +140,8 @@ def _drop_similar(rows: list[Row], seeds: dict[str, Row], filters: FilterSetting
 def _thin(
     group: list[Row], column: str, pool: list[tuple[str, str]], filters: FilterSettings, threshold: float | None
 ) -> None:
-    """Keep the first of similar rows. Without a threshold only exact repetitions are dropped.
+    """Keep the first of similar rows. Exact repetitions, white space aside, go in any case; a threshold of None drops
+    nothing else.
 
     ``pool``: (row id, text) of what was there before. A response may repeat its seed's response only where it
     answers another instruction.
@@ -135,11 +153,11 @@ def _thin(
         rouge.add(text)
         ids.append(identity)
         if column == "instruction" or group[0]["kind"] == "flawed_response":
-            seen.add(text.strip())
+            seen.add(_folded(text))
     for row in group:
-        text = row[column].strip()
+        text, folded = row[column], _folded(row[column])
         row["stage"] = "rouge_l"
-        if text in seen:
+        if folded in seen:
             row["drop_reason"] = DUPLICATE
             continue
         if threshold is not None:
@@ -148,9 +166,13 @@ def _thin(
             if value > threshold:
                 row["drop_reason"] = SIMILAR
                 continue
-        seen.add(text)
-        rouge.add(text)
-        ids.append(row["row_id"])
+            rouge.add(text)
+            ids.append(row["row_id"])
+        seen.add(folded)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _reward(context: StepContext, rows: list[Row]) -> None:
@@ -168,17 +190,19 @@ def _accept_responses(context: StepContext, rows: list[Row]) -> None:
     construction = context.settings.construction
     for row in _alive(rows, "response"):
         row["stage"] = "acceptance"
-        if row["score"] <= construction.accept_above:
+        if not exceeds(row["score"], construction.accept_above):
             row["drop_reason"] = BELOW_ACCEPTANCE
     _cap(context, _alive(rows, "response"), lambda row: row["score"])
 
 
 def _accept_flawed(context: StepContext, rows: list[Row], seeds: dict[str, Row]) -> None:
     """A flawed response is kept where it forms a pair, with the original or with another flawed one."""
-    _cap(context, _alive(rows, "flawed_response"), lambda row: abs(row["original_score"] - row["score"]))
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in _alive(rows, "flawed_response"):
+    flawed = _alive(rows, "flawed_response")
+    for row in flawed:
         row["stage"] = "acceptance"
+    _cap(context, flawed, lambda row: abs(row["original_score"] - row["score"]))
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in _alive(flawed):
         groups[row["seed_id"]].append(row)
     for seed_id, group in groups.items():
         candidates = [Candidate.of_seed(seeds[seed_id]), *(Candidate.of_row(row) for row in group)]

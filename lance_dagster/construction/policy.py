@@ -53,20 +53,30 @@ class PolicyModel:
 
     def earlier_table(self, store: ExperimentStore, name: str) -> pa.Table | None:
         """A table of iteration t-1, checked against its digest; None in iteration 0."""
-        if name not in self.tables:
+        if self.iteration == 0:
             return None
+        if name not in self.tables:
+            raise ArtifactError(
+                f"{store.experiment}/policy_model[{iteration_key(self.iteration)}] names no table {name!r} of the "
+                "iteration before; re-materialise it"
+            )
         return read_table(store.table(name, iteration_key(self.iteration - 1)), self.tables[name])
 
-    def seed(self, store: ExperimentStore, settings: EvolutionSettings, seed_instructions: pa.Table) -> list[dict[str, Any]]:
+    def seed(
+        self, store: ExperimentStore, settings: EvolutionSettings, seed_instructions: pa.Table
+    ) -> list[dict[str, Any]]:
         """Seed_t, ready to be reviewed."""
-        growing = settings.seed.growth != "original"
+        growth = settings.seed.growth
+        growing = growth != "original"
         flawed = growing and settings.seed.flawed_rows_reenter
         return grown_seed(
+            self.iteration,
             seed_instructions,
-            settings.seed.growth,
-            self.earlier_table(store, "sft_set") if growing else None,
-            self.earlier_table(store, "preference_set") if flawed else None,
+            growth,
             settings.seed.max_rows,
+            sft=self.earlier_table(store, "sft_set") if growing else None,
+            preferences=self.earlier_table(store, "preference_set") if flawed else None,
+            reviewed=self.earlier_table(store, "reviewed_seed") if growth == "merge" else None,
         )
 
     def save(self, store: ExperimentStore) -> None:
@@ -76,23 +86,27 @@ class PolicyModel:
     def load(cls, store: ExperimentStore, iteration: int) -> Self:
         """The manifest of ``policy_model[iteration]``; ArtifactError if it was not materialised."""
         key = iteration_key(iteration)
-        values = read_json(store.manifest("policy_model", key), f"{store.experiment}/policy_model[{key}]")
-        return cls(
-            iteration=values["iteration"],
-            model=Ancestor(**values["model"]),
-            tables=values["tables"],
-            ancestors=[Ancestor(**entry) for entry in values["ancestors"]],
-        )
+        label = _label(store, "policy_model", key)
+        values = read_json(store.manifest("policy_model", key), label)
+        try:
+            return cls(
+                iteration=values["iteration"],
+                model=Ancestor(**values["model"]),
+                tables=values["tables"],
+                ancestors=[Ancestor(**entry) for entry in values["ancestors"]],
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{label} is not a policy manifest ({error}); re-materialise it") from error
 
 
 def build_policy(store: ExperimentStore, iteration: int) -> PolicyModel:
     """M_t from the initial checkpoint (t = 0) or from the previous iteration, which must be complete.
 
-    Raises ArtifactError that names the missing iteration and the command that makes it.
+    Raises ArtifactError that names what is missing, damaged or out of date, and the command that makes it anew.
     """
     if iteration == 0:
-        initial = store.checkpoint("initial_checkpoint")
-        verify(initial, f"{store.experiment}/initial_checkpoint")
+        mend = f"Run `dg launch --job {store.experiment}_setup`, or materialise it in the web UI."
+        initial = _complete_checkpoint(store, "initial_checkpoint", UNPARTITIONED, mend)
         base = store.checkpoint("base_checkpoint")
         return PolicyModel(
             0,
@@ -104,19 +118,14 @@ def build_policy(store: ExperimentStore, iteration: int) -> PolicyModel:
         f"Run iteration {before} of experiment {store.experiment} first: in the web UI, or "
         f"`dg launch --job {store.experiment}_one_iteration --partition {before}`."
     )
-    if not store.manifest("dpo_checkpoint", before).exists():
-        raise ArtifactError(
-            f"{store.experiment}/dpo_checkpoint[{before}] has not been materialised, so iteration "
-            f"{iteration_key(iteration)} has no model to start from. {mend}"
-        )
-    checkpoint = store.checkpoint("dpo_checkpoint", before)
-    verify(checkpoint, f"{store.experiment}/dpo_checkpoint[{before}]")
+    checkpoint = _complete_checkpoint(store, "dpo_checkpoint", before, mend)
     tables = {}
     for name in CARRIED_TABLES:
         path = store.table(name, before)
         if not path.exists():
             raise ArtifactError(f"{store.experiment}/{name}[{before}] is missing. {mend}")
         tables[name] = table_digest(read_table(path))
+    _refuse_half_made(store, before, checkpoint, tables, mend)
     previous = PolicyModel.load(store, iteration - 1)
     return PolicyModel(
         iteration,
@@ -126,10 +135,40 @@ def build_policy(store: ExperimentStore, iteration: int) -> PolicyModel:
     )
 
 
+def _complete_checkpoint(store: ExperimentStore, asset: str, partition: str, mend: str) -> CheckpointManifest:
+    label = _label(store, asset, partition)
+    if not store.manifest(asset, partition).exists():
+        raise ArtifactError(f"{label} has not been materialised, so there is no model to start from. {mend}")
+    checkpoint = store.checkpoint(asset, partition)
+    verify(checkpoint, label)
+    return checkpoint
+
+
+def _refuse_half_made(
+    store: ExperimentStore, partition: str, dpo: CheckpointManifest, tables: dict[str, str], mend: str
+) -> None:
+    """An iteration that was run again but did not get as far as DPO has new tables beside an old model."""
+    trained_on = dict(dpo.data)
+    if store.manifest("sft_checkpoint", partition).exists():
+        sft = store.checkpoint("sft_checkpoint", partition)
+        trained_on |= sft.data
+        if dpo.parent_digest != sft.digest:
+            raise ArtifactError(
+                f"{_label(store, 'dpo_checkpoint', partition)} was trained from {dpo.parent_digest}, but "
+                f"{_label(store, 'sft_checkpoint', partition)} is now {sft.digest}: DPO is out of date. {mend}"
+            )
+    for name, digest in trained_on.items():
+        if name in tables and tables[name] != digest:
+            raise ArtifactError(
+                f"{_label(store, name, partition)} has changed since {_label(store, 'dpo_checkpoint', partition)} was "
+                f"trained (it had digest {digest}, now {tables[name]}): the model is out of date. {mend}"
+            )
+
+
 def open_ancestor(store: ExperimentStore, ancestor: Ancestor) -> CheckpointManifest:
     """The checkpoint of an ancestor; ArtifactError if its place now holds another one, or damaged files."""
     manifest = store.checkpoint(ancestor.asset, ancestor.partition)
-    label = f"{store.experiment}/{ancestor.asset}[{ancestor.partition}]"
+    label = _label(store, ancestor.asset, ancestor.partition)
     if manifest.digest != ancestor.digest:
         raise ArtifactError(
             f"{label} now has digest {manifest.digest}, but this iteration was built on {ancestor.digest}: it was "
@@ -144,3 +183,7 @@ def promotion_digest(store: ExperimentStore, iteration: int) -> str:
     key = iteration_key(iteration)
     tables = [table_digest(read_table(store.table(name, key))) for name in CARRIED_TABLES]
     return json_digest([store.checkpoint("dpo_checkpoint", key).digest, *tables])
+
+
+def _label(store: ExperimentStore, asset: str, partition: str) -> str:
+    return f"{store.experiment}/{asset}" + ("" if partition == UNPARTITIONED else f"[{partition}]")

@@ -14,6 +14,7 @@ from lance_dagster.records import REVIEWED_SEED, table_of
 from lance_dagster.settings import ConstructionSettings
 
 Branch = Literal["instruction", "preference", "none"]
+_ROUNDING = 1e-9  # scores are means: 25/3 is 2 above 19/3, but as floats a little more
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,19 @@ def branch_of(score: float | None, construction: ConstructionSettings) -> Branch
     """Algorithm 1, line 3: a score of at least V leads to flawed responses, a lower one to new instructions."""
     if score is None:
         return "instruction" if construction.unreviewed_seeds == "instruction" else "none"
-    if score == construction.threshold:
-        return construction.branch_at_threshold
-    return "preference" if score > construction.threshold else "instruction"
+    if exceeds(score, construction.threshold):
+        return "preference"
+    return construction.branch_at_threshold if reaches(score, construction.threshold) else "instruction"
+
+
+def exceeds(score: float, limit: float) -> bool:
+    """``score > limit``, the rounding of means aside."""
+    return score - limit > _ROUNDING
+
+
+def reaches(score: float, limit: float) -> bool:
+    """``score >= limit``, the rounding of means aside."""
+    return not exceeds(limit, score)
 
 
 def review_seed(context: StepContext, seed: Sequence[dict[str, Any]], known: pa.Table | None = None) -> pa.Table:

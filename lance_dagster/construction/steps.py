@@ -9,7 +9,7 @@ from typing import Any
 
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import Completion, GenerationRequest
-from lance_dagster.prompts.library import PromptKind, PromptSet
+from lance_dagster.prompts.library import Message, PromptKind, PromptSet
 from lance_dagster.settings import EvolutionSettings, SamplingSettings
 
 
@@ -33,17 +33,24 @@ class StepContext:
         }
 
     def ask(
-        self, kind: PromptKind, sampling: SamplingSettings, keys: Sequence[tuple[str, int]], fields: Sequence[dict[str, str]]
+        self,
+        kind: PromptKind,
+        sampling: SamplingSettings,
+        keys: Sequence[tuple[str, int]],
+        fields: Sequence[dict[str, str]],
     ) -> tuple[list[Completion], list[int]]:
         """Render and generate one prompt per entry. A key is (row id, sample number); it decides the sample's seed.
 
         Returns the completions and the seeds that were used.
         """
         seeds = [sampling_seed(self.settings.construction.seed, self.iteration, kind, *key) for key in keys]
-        requests = [
-            GenerationRequest(tuple(self.prompts.messages(kind, **values)), sampling, seed)
-            for values, seed in zip(fields, seeds, strict=True)
-        ]
+        requests: list[GenerationRequest] = []
+        rendered: dict[str, str] | None = None
+        messages: tuple[Message, ...] = ()
+        for values, seed in zip(fields, seeds, strict=True):
+            if values != rendered:  # the samples of one row share its prompt, which can be long
+                rendered, messages = values, tuple(self.prompts.messages(kind, **values))
+            requests.append(GenerationRequest(messages, sampling, seed))
         return self.runner.generate(requests, kind), seeds
 
 

@@ -1,26 +1,28 @@
 """Running many requests through an engine: in shards that are kept, with progress and accounting.
 
-A shard's completions are written once, under the digest of everything that decides them (model, engine, prompts,
-sampling, seeds). A stage that was killed resumes at its first unwritten shard, and a stage whose requests did not
-change costs no generation.
+A completion is kept under the digest of everything that decides it: model, engine, prompt, sampling, seed. Shards of
+them are written as they are generated, so a stage that was killed resumes at its first unwritten shard, and only
+requests that were never answered cost anything: a changed threshold generates nothing anew.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
 from lance_dagster.engines.engine import Completion, GenerationRequest, TextEngine
-from lance_dagster.errors import GenerationError
+from lance_dagster.errors import ArtifactError, GenerationError
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.tables import read_table, write_table
 
 _COMPLETIONS = pa.schema(
     [
+        ("request", pa.string()),  # digest of the request and the engine; the model is the folder's name
         ("text", pa.string()),
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int64()),
@@ -31,7 +33,10 @@ _COMPLETIONS = pa.schema(
 
 @dataclass
 class Usage:
-    """What a stage cost: requests, tokens in and out, seconds spent generating, and what came from the cache."""
+    """What a stage cost. Tokens and seconds count what was generated now; ``truncated`` counts cached texts too.
+
+    ``cached_requests``: answered without generating, from the cache or as a repetition within the stage.
+    """
 
     requests: int = 0
     cached_requests: int = 0
@@ -58,7 +63,8 @@ class Usage:
 class BatchRunner:
     """One stage's way to generate. ``cache`` is a folder; ``log`` gets a progress line per shard.
 
-    ``load`` is called at the first request that is not in the cache, so a cached stage loads no model.
+    ``load`` is called at the first request that is not in the cache, so a cached stage loads no model. What it
+    returns must be of ``model_digest`` and ``engine_identity``, under which the completions are kept.
     """
 
     load: Callable[[], TextEngine]
@@ -71,39 +77,84 @@ class BatchRunner:
     _engine: TextEngine | None = None
 
     def generate(self, requests: Sequence[GenerationRequest], what: str) -> list[Completion]:
-        """Completions of all requests, in order. ``what`` names the work in progress lines and errors."""
-        completions: list[Completion] = []
-        for start in range(0, len(requests), self.shard_rows):
-            shard = requests[start : start + self.shard_rows]
-            completions += self._shard(shard, f"{what} {start}..{start + len(shard) - 1}")
+        """Completions of all requests, in order.
+
+        ``what`` ('review') names the work in progress lines and errors, and the cache's folder. Raises GenerationError
+        where the engine fails or leaves a request unanswered; the shards before that one stay.
+        """
+        folder = self.cache / self.model_digest / what
+        keys = [self._key(request) for request in requests]
+        completions = self._cached(folder, keys)
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in completions}
+        cached = len(requests) - len(missing)
+        if cached:
+            self.log(f"{what}: {cached}/{len(requests)} from the cache")
+        unanswered = list(missing)
+        for start in range(0, len(unanswered), self.shard_rows):
+            shard = {key: missing[key] for key in unanswered[start : start + self.shard_rows]}
+            done = start + len(shard)
+            completions |= self._generated(folder, shard, f"{what}, requests {start}..{done - 1} of {len(missing)}")
             self.log(
-                f"{what}: {len(completions)}/{len(requests)}"
+                f"{what}: {cached + done}/{len(requests)}"
                 f" ({self.usage.completion_tokens:,} tokens in {self.usage.seconds:.1f} s)"
             )
+        answers = [completions[key] for key in keys]
         self.usage.requests += len(requests)
-        self.usage.truncated += sum(completion.finish_reason == "length" for completion in completions)
-        return completions
+        self.usage.cached_requests += cached
+        self.usage.truncated += sum(answer.finish_reason == "length" for answer in answers)
+        return answers
 
-    def _shard(self, shard: Sequence[GenerationRequest], what: str) -> list[Completion]:
-        path = self.cache / self.model_digest / f"{self._key(shard)}.parquet"
-        if path.exists():
-            completions = [Completion(**row) for row in read_table(path).to_pylist()]
-            if len(completions) == len(shard):
-                self.usage.cached_requests += len(shard)
-                return completions
-        if self._engine is None:
-            self._engine = self.load()
+    def _cached(self, folder: UPath, keys: Sequence[str]) -> dict[str, Completion]:
+        """What earlier runs kept of these requests. A shard that cannot be read is reported and does not count."""
+        found: dict[str, Completion] = {}
+        if not keys or not folder.exists():
+            return found
+        wanted = pa.array(set(keys), pa.string())
+        for path in sorted(folder.glob("*.parquet")):
+            try:
+                shard = read_table(path)
+            except ArtifactError as error:
+                self.log(f"cached completions are unreadable and will be generated again: {error}")
+                continue
+            if not shard.schema.equals(_COMPLETIONS):
+                self.log(f"cached completions of another layout are left alone: {path}")
+                continue
+            for row in shard.filter(pc.is_in(shard["request"], wanted)).to_pylist():
+                found[row.pop("request")] = Completion(**row)
+        return found
+
+    def _generated(self, folder: UPath, shard: Mapping[str, GenerationRequest], what: str) -> dict[str, Completion]:
+        engine = self._loaded()
         started = time.monotonic()
-        completions = self._engine.generate(shard)
+        try:
+            completions = engine.generate(list(shard.values()))
+        except GenerationError as error:
+            raise GenerationError(f"{what}: {error}") from error
         self.usage.seconds += time.monotonic() - started
         if len(completions) != len(shard):
-            raise GenerationError(f"{what}: the engine answered {len(completions)} of {len(shard)} requests")
+            raise GenerationError(
+                f"{what}: the engine {self.engine_identity} gave {len(completions)} completions for {len(shard)} "
+                "requests. Nothing of them was kept; run the asset again, and report it if it stays."
+            )
         self.usage.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
         self.usage.completion_tokens += sum(completion.completion_tokens for completion in completions)
-        columns = {name: [getattr(completion, name) for completion in completions] for name in _COMPLETIONS.names}
-        write_table(path, pa.table(columns, schema=_COMPLETIONS))
-        return completions
+        columns = {name: [getattr(completion, name) for completion in completions] for name in _COMPLETIONS.names[1:]}
+        table = pa.table({"request": list(shard), **columns}, schema=_COMPLETIONS)
+        write_table(folder / f"{json_digest(list(shard))}.parquet", table)
+        return dict(zip(shard, completions, strict=True))
 
-    def _key(self, shard: Sequence[GenerationRequest]) -> str:
-        parts = [(list(r.messages), r.sampling.model_dump(), r.seed) for r in shard]
-        return json_digest([self.engine_identity, parts])
+    def _loaded(self) -> TextEngine:
+        if self._engine is None:
+            engine = self.load()
+            if (engine.identity, engine.model_digest) != (self.engine_identity, self.model_digest):
+                raise GenerationError(
+                    f"the engine {engine.identity!r} with model {engine.model_digest} was loaded, but its texts would be "
+                    f"kept as those of {self.engine_identity!r} with model {self.model_digest}; make the two agree"
+                )
+            self._engine = engine
+        return self._engine
+
+    def _key(self, request: GenerationRequest) -> str:
+        return json_digest(
+            [self.engine_identity, list(request.messages), request.sampling.model_dump(), request.seed]
+        )

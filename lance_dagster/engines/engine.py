@@ -31,8 +31,6 @@ class Completion:
     completion_tokens: int
 
 
-
-
 class TextEngine(Protocol):
     """Generates text with one model.
 

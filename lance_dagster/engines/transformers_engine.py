@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lance_dagster.engines.engine import Completion, GenerationRequest
 from lance_dagster.errors import GenerationError
-from lance_dagster.settings import EngineSettings, ModelSettings
+from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +60,7 @@ class TransformersEngine:
 
     def _batches(self, requests: Sequence[GenerationRequest], encoded: Sequence[list[int]]) -> Iterator[list[int]]:
         """Indices of requests that go together: same sampling, similar length, within the limits of the settings."""
-        order = sorted(
-            range(len(requests)), key=lambda i: (requests[i].sampling.model_dump_json(), len(encoded[i]), i)
-        )
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].sampling.model_dump_json(), len(encoded[i]), i))
         batch: list[int] = []
         for index in order:
             sampling = requests[index].sampling
@@ -93,7 +91,7 @@ class TransformersEngine:
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
             seeds = [requests[i].seed for i in batch]
-            processors.append(_seeded_nucleus(seeds, sampling.temperature, sampling.top_p, sampling.max_new_tokens, width))
+            processors.append(_seeded_nucleus(seeds, sampling, width))
         device = self._model.device
         with torch.inference_mode():
             output = self._model.generate(
@@ -123,24 +121,27 @@ class TransformersEngine:
         return ends | {self._tokenizer.eos_token_id}
 
 
-def _seeded_nucleus(seeds: Sequence[int], temperature: float, top_p: float, steps: int, prompt_width: int) -> Any:
+def _seeded_nucleus(seeds: Sequence[int], sampling: SamplingSettings, prompt_width: int) -> Any:
     """A logits processor that leaves one token per row: the sample of that row's seed at this step.
 
-    scores: (rows, vocabulary). Draws from the smallest set of tokens whose probabilities at ``temperature`` add up
-    to at least ``top_p``.
+    scores: (rows, vocabulary). Draws from the smallest set of tokens whose probabilities at the temperature add up
+    to at least top_p.
     """
     import numpy as np
     import torch
     from transformers import LogitsProcessor
 
-    uniforms = torch.from_numpy(np.stack([np.random.default_rng(seed).random(steps) for seed in seeds]))
+    uniforms = torch.from_numpy(
+        np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
+    )
 
-    class SeededNucleus(LogitsProcessor):
+    class SeededNucleus(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             step = input_ids.shape[1] - prompt_width
-            probabilities, tokens = torch.softmax(scores.double() / temperature, -1).sort(-1, descending=True, stable=True)
+            heated = torch.softmax(scores.double() / sampling.temperature, -1)
+            probabilities, tokens = heated.sort(stable=True, dim=-1, descending=True)
             cumulative = probabilities.cumsum(-1)
-            nucleus = cumulative - probabilities < top_p
+            nucleus = cumulative - probabilities < sampling.top_p
             mass = (probabilities * nucleus).sum(-1, keepdim=True)
             target = uniforms[:, step : step + 1].to(scores.device) * mass
             choice = (cumulative <= target).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)

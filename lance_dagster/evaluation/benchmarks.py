@@ -41,11 +41,9 @@ def evaluate_checkpoint(
 
     manager = _task_manager(settings, include_path)
     network = load_model(folder, model)
-    harness = HFLM(
-        pretrained=network.eval(), tokenizer=load_tokenizer(folder, "left"), batch_size=settings.batch_size
-    )
+    harness = HFLM(pretrained=network.eval(), tokenizer=load_tokenizer(folder, "left"), batch_size=settings.batch_size)
     log(f"lm-eval: {stage}, {', '.join(settings.tasks)}")
-    with _quiet_harness():
+    with _QuietHarness():
         results = lm_eval.simple_evaluate(
             model=harness,
             tasks=list(settings.tasks),
@@ -73,7 +71,7 @@ def evaluation_questions(settings: EvaluationSettings, include_path: str | None)
     """What the evaluation tasks ask, from ``question_fields`` of their documents (each a text or a list of texts)."""
     if not settings.question_fields:
         return []
-    with _quiet_harness():
+    with _QuietHarness():
         loaded = _task_manager(settings, include_path).load(list(settings.tasks))
     questions: list[str] = []
     for name, task in _leaf_tasks(loaded):
@@ -163,7 +161,7 @@ def _row(task: str, metric: str, value: float, error: float | None, documents: i
     }
 
 
-class _quiet_harness:
+class _QuietHarness:
     """lm-eval logs a page per call at INFO and warns of a missing git repository; only errors are wanted here."""
 
     def __enter__(self) -> None:

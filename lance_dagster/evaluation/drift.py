@@ -85,7 +85,9 @@ def _batches(
     for start in range(0, len(probes), _ROWS_PER_BATCH):
         rows = []
         for messages, response in probes[start : start + _ROWS_PER_BATCH]:
-            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+            prompt = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
             answer = tokenizer(response, add_special_tokens=False)["input_ids"]
             rows.append((prompt, [*answer, tokenizer.eos_token_id]))
         length = max(len(prompt) + len(answer) for prompt, answer in rows)

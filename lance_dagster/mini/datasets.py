@@ -70,7 +70,7 @@ def review_seed(world: World, seed: int, rows: int = 700) -> list[dict[str, Any]
     """(instruction, response, rationale, score) rows of the split ``seed``."""
     rng = random.Random(2000 + seed)
     seen: set[tuple[str, str]] = set()
-    reviews = []
+    reviews: list[dict[str, Any]] = []
     while len(reviews) < rows:
         review = world.draw_review(rng, "seed", rng.choice(world.families))
         if (review.instruction, review.response) not in seen:

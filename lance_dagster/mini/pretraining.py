@@ -128,9 +128,7 @@ def _response_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Ten
     return F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen])
 
 
-def pretrain(
-    out: Path, recipe: PretrainingRecipe | None = None, log: Callable[[str], None] = print
-) -> dict[str, Any]:
+def pretrain(out: Path, recipe: PretrainingRecipe | None = None, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Build tokenizer and weights from nothing and write them to ``out``. Returns the log that is written too."""
     import torch
 
@@ -160,10 +158,10 @@ def pretrain(
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = recipe.learning_rate * min(1.0, step / recipe.warmup_steps) * cooling
         loss = _response_loss(model, ids, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adamw):
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]  # torch
             optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         tokens += ids.numel()

@@ -132,7 +132,11 @@ class World:
 
 def is_near_miss(right: str, response: str) -> bool:
     """Same length and at most one character off."""
-    return len(right) > 1 and len(right) == len(response) and sum(a != b for a, b in zip(right, response)) <= 1
+    return (
+        len(right) > 1
+        and len(right) == len(response)
+        and sum(a != b for a, b in zip(right, response, strict=True)) <= 1
+    )
 
 
 def garble(instruction: str, rng: random.Random) -> str:

@@ -8,6 +8,7 @@ killed run leaves nothing that can be read as a checkpoint, and an older checkpo
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,8 +25,10 @@ from lance_dagster.storage.files import is_local, json_digest, read_json, write_
 
 _LIBRARIES = ("lance-dagster", "torch", "transformers", "trl", "datasets", "lm-eval", "pyarrow", "numpy")
 # Files of a model folder that decide what the model does; anything else in the folder is not part of the digest.
-_CONTENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
+_CONTENT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")
 _NOT_CONTENT = ("pretraining.json", "training_args.json", "README.md")
+_BLOCK = 1 << 22  # bytes that are read or copied at a time
+_INCOMING = ".incoming"  # ends the names of folders that are still being copied
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,25 @@ def library_versions() -> dict[str, str]:
 
 
 def hash_folder(folder: UPath) -> dict[str, str]:
-    """SHA-256 of each content file directly in ``folder``."""
+    """SHA-256 of each content file directly in ``folder``; ArtifactError if none of them holds weights."""
+    hashes = _content_hashes(folder)
+    if not any(name.endswith(".safetensors") for name in hashes):
+        raise ArtifactError(
+            f"{folder} holds no .safetensors file, so it is not a checkpoint that can be loaded. Save the model with "
+            "`save_pretrained`, which writes one, or give the folder of another model."
+        )
+    return hashes
+
+
+def _content_hashes(folder: UPath) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.iterdir(), key=lambda p: p.name):
         if path.suffix in _CONTENT and path.name not in _NOT_CONTENT and path.is_file():
             hasher = hashlib.sha256()
             with path.open("rb") as source:
-                while block := source.read(1 << 22):
+                while block := source.read(_BLOCK):
                     hasher.update(block)
             hashes[path.name] = hasher.hexdigest()
-    if not any(name.endswith(".safetensors") for name in hashes):
-        raise ArtifactError(f"{folder} holds no .safetensors file, so it is not a checkpoint that can be loaded")
     return hashes
 
 
@@ -92,25 +103,47 @@ def manifest_path(asset_folder: UPath, partition: str) -> UPath:
 def commit_checkpoint(
     staged: Path, asset_folder: UPath, partition: str, *, kind: str, **provenance: Any
 ) -> CheckpointManifest:
-    """Move a finished folder into the store and write its manifest last. ``provenance``: CheckpointManifest fields."""
+    """Copy a finished folder into the store and write its manifest last. ``provenance``: CheckpointManifest fields.
+
+    A folder of this digest that is already there stays if its files are the right ones, and is replaced if they are
+    not (damaged, or left by a killed move on an object store). What killed commits left behind is deleted.
+    """
     files = hash_folder(UPath(staged))
     digest = json_digest(files)
     target = asset_folder / partition / digest
-    if not target.exists():
-        incoming = asset_folder / partition / f".{digest}.incoming"
-        if incoming.exists():
-            incoming.fs.rm(incoming.path, recursive=True)
-        incoming.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".*{_INCOMING}"):
+        _delete(leftover)
+    if not target.exists() or _content_hashes(target) != files:
+        incoming = target.parent / f".{digest}{_INCOMING}"
+        incoming.mkdir(parents=True)
         for path in sorted(staged.iterdir()):
             if path.is_file():
-                incoming.fs.put_file(str(path), (incoming / path.name).path)
+                _copy(path, incoming / path.name)
+        _delete(target)
         incoming.fs.mv(incoming.path.rstrip("/"), target.path.rstrip("/"), recursive=True)
-    elif hash_folder(target) != files:
-        raise ArtifactError(f"{target} was changed by hand: delete that folder and run the asset again")
     manifest = CheckpointManifest(
-        kind=kind, location=f"{partition}/{digest}", digest=digest, files=files, versions=library_versions(), **provenance
+        kind=kind,
+        location=f"{partition}/{digest}",
+        digest=digest,
+        files=files,
+        versions=library_versions(),
+        **provenance,
     )
     return write_manifest(manifest_path(asset_folder, partition), manifest)
+
+
+def _copy(source: Path, target: UPath) -> None:
+    with source.open("rb") as read, target.open("wb") as write:
+        shutil.copyfileobj(read, write, _BLOCK)
+        write.flush()
+        if is_local(target):
+            os.fsync(write.fileno())
+
+
+def _delete(folder: UPath) -> None:
+    if folder.exists():
+        folder.fs.rm(folder.path.rstrip("/"), recursive=True)
 
 
 def write_manifest(path: UPath, manifest: CheckpointManifest) -> CheckpointManifest:
@@ -120,23 +153,24 @@ def write_manifest(path: UPath, manifest: CheckpointManifest) -> CheckpointManif
 
 
 def read_manifest(path: UPath, what: str) -> CheckpointManifest:
-    """The manifest at ``path``; ``what`` names the checkpoint in errors."""
+    """The manifest at ``path``; ``what`` names the checkpoint in the ArtifactError of one that cannot be read."""
     values = read_json(path, what)
     try:
         manifest = CheckpointManifest(**values)
+        elsewhere = "://" in manifest.location or Path(manifest.location).is_absolute()
     except TypeError as error:
         raise ArtifactError(f"{what} at {path} is not a checkpoint manifest ({error}); re-materialise it") from error
-    if "://" in manifest.location or Path(manifest.location).is_absolute():
+    if elsewhere:
         return manifest
     return replace(manifest, location=str(path.parent / manifest.location))
 
 
 def verify(manifest: CheckpointManifest, what: str) -> None:
-    """Raise ArtifactError unless every file of the checkpoint is there with the digest that the manifest names."""
+    """Raise ArtifactError unless the folder holds exactly the files that the manifest names, with their digests."""
     folder = UPath(manifest.location)
     if not folder.exists():
         raise ArtifactError(f"{what}: its folder {folder} is gone; re-materialise it")
-    found = hash_folder(folder)
+    found = _content_hashes(folder)
     for name, expected in manifest.files.items():
         if name not in found:
             raise ArtifactError(f"{what}: {folder / name} is missing; re-materialise it")
@@ -145,6 +179,8 @@ def verify(manifest: CheckpointManifest, what: str) -> None:
                 f"{what}: {folder / name} does not match its digest (expected {expected[:16]}, found "
                 f"{found[name][:16]}): the file was changed or is damaged. Re-materialise it."
             )
+    if added := sorted(found.keys() - manifest.files.keys()):
+        raise ArtifactError(f"{what}: {folder / added[0]} was added by hand; delete that file or re-materialise it")
 
 
 @contextmanager
@@ -152,7 +188,7 @@ def local_folder(manifest: CheckpointManifest) -> Iterator[Path]:
     """The checkpoint as a folder on this machine; copied for the duration of the block if it lies elsewhere."""
     folder = UPath(manifest.location)
     if is_local(folder):
-        yield Path(str(folder))
+        yield Path(folder.path)
         return
     with staging_folder() as copy:
         for name in manifest.files:

@@ -28,14 +28,16 @@ def resolve_path(path: str, root: Path) -> str:
     """A path of the settings as others can open it.
 
     ``package://lance_dagster/…`` lies in the installed package, URLs and absolute paths stay, anything else is
-    relative to ``root``, the project's folder.
+    relative to ``root``, the project's folder. SettingsError for a package that is not installed.
     """
     if path.startswith(_PACKAGE):
         package, _, inner = path.removeprefix(_PACKAGE).partition("/")
         try:
             return str(files(package) / inner)
-        except ModuleNotFoundError as error:
-            raise SettingsError(f"{path}: there is no installed package {package!r}") from error
+        except (ModuleNotFoundError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"{path}: there is no installed package {package!r}; install it, or give a folder"
+            ) from error
     if "://" in path or Path(path).is_absolute():
         return path
     return str(root / path)

@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any, cast
 
 from upath import UPath
@@ -27,7 +28,7 @@ def replacing(path: UPath) -> Iterator[IO[bytes]]:
             if is_local(path):
                 os.fsync(sink.fileno())
         if is_local(path):
-            os.replace(str(temporary), str(path))
+            Path(temporary.path).replace(path.path)
         else:
             path.fs.mv(temporary.path, path.path)
     except BaseException:
@@ -44,17 +45,23 @@ def write_bytes(path: UPath, data: bytes) -> None:
 
 def write_json(path: UPath, value: Any) -> None:
     """Write JSON (no NaN, keys in their order) to ``path``, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError as error:
+        raise ArtifactError(f"{path} cannot be written: {error}. Find the number that is NaN or infinite.") from error
+    write_bytes(path, text.encode())
 
 
 def read_json(path: UPath, what: str) -> dict[str, Any]:
-    """Read a JSON object; ``what`` names it in the error."""
+    """Read a JSON object; ``what`` names it in the ArtifactError of a file that is missing or no JSON object."""
     if not path.exists():
         raise ArtifactError(f"{what} does not exist ({path}); materialise it first")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ArtifactError(f"{what} at {path} is not readable JSON ({error}); re-materialise it") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{what} at {path} holds a JSON {type(value).__name__}, not an object; re-materialise it")
     return cast(dict[str, Any], value)
 
 

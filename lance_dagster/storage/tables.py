@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,26 @@ from upath import UPath
 from lance_dagster.errors import ArtifactError
 from lance_dagster.storage.files import replacing
 
+_DIGEST_ROWS = 1 << 14  # hashed at a time: bounds memory, and 32-bit text offsets do not overflow
+
 
 def write_table(path: UPath, table: pa.Table) -> None:
     """Write ``table`` to ``path``, whole or not at all."""
     with replacing(path) as sink:
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: UPath, digest: str | None = None) -> pa.Table:
-    """Read a table; with ``digest``, refuse content other than the one that was promised."""
+    """Read a table; with ``digest``, refuse content other than the one that was promised.
+
+    Raises ArtifactError for a missing or a damaged file, and for another digest.
+    """
     if not path.exists():
-        raise ArtifactError(f"there is no table at {path}")
+        raise ArtifactError(f"there is no table at {path}; materialise the asset that writes it first")
     try:
         with path.open("rb") as source:
-            table = pq.read_table(source)
-    except (pa.ArrowInvalid, OSError) as error:
+            table = pq.read_table(source, page_checksum_verification=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise ArtifactError(f"{path} is not a readable Parquet file ({error}); re-materialise it") from error
     if digest is not None and table_digest(table) != digest:
         raise ArtifactError(
@@ -39,13 +45,25 @@ def read_table(path: UPath, digest: str | None = None) -> pa.Table:
 
 
 def table_digest(table: pa.Table) -> str:
-    """Hash of names, types and values, whatever the chunks, null buffers and Parquet version (16 hex characters)."""
-    hasher = hashlib.sha256()
-    for field in table.schema:
-        hasher.update(f"{field.name}:{field.type}:{table.num_rows};".encode())
-        chunked = table.column(field.name)
-        _feed(hasher, pa.concat_arrays(chunked.chunks) if chunked.num_chunks else pa.array([], field.type))
+    """Hash of names, types and values, whatever the chunks, null buffers and Parquet version (16 hex characters).
+
+    Whether a column may be null and what Parquet calls the items of a list are no content.
+    """
+    header = [table.num_rows, [[field.name, _type_name(field.type)] for field in table.schema]]
+    hasher = hashlib.sha256(json.dumps(header).encode())
+    for column in table.columns:
+        for start in range(0, table.num_rows, _DIGEST_ROWS):
+            _feed(hasher, pa.concat_arrays(column.slice(start, _DIGEST_ROWS).chunks))
     return hasher.hexdigest()[:16]
+
+
+def _type_name(kind: pa.DataType) -> Any:
+    """A type as JSON. Lists go by the type of their items alone: Parquet renames 'item' to 'element'."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return ["large_list" if pa.types.is_large_list(kind) else "list", _type_name(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return ["struct", [[field.name, _type_name(field.type)] for field in kind]]
+    return str(kind)
 
 
 def _feed(hasher: Any, array: pa.Array) -> None:

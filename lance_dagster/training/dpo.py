@@ -22,7 +22,8 @@ from lance_dagster.training.stage import (
     trainer_arguments,
 )
 
-_CURVE = ["loss", "learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"]
+_REWARDS = ["rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"]
+_CURVE = ["loss", "learning_rate", "grad_norm", *_REWARDS]
 
 
 def train_dpo(

@@ -36,8 +36,8 @@ def require_learnable(gates: dict[str, float], stage: str) -> None:
     """Raise TrainingError where training would teach the model never to stop, or another prompt than it is asked."""
     if gates["eos_in_labels"] < 1.0:
         raise TrainingError(
-            f"{stage}: in {1 - gates['eos_in_labels']:.1%} of the rows the end token is not learned, so the model would "
-            "not stop. The chat template must close the assistant turn with the tokenizer's eos_token."
+            f"{stage}: in {1 - gates['eos_in_labels']:.1%} of the rows the end token is not learned, so the model "
+            "would not stop. The chat template must close the assistant turn with the tokenizer's eos_token."
         )
     if gates["template_parity"] < 1.0:
         raise TrainingError(

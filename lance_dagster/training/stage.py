@@ -49,7 +49,9 @@ class TrainingResult:
         }
 
 
-def trainer_arguments(settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path) -> dict[str, Any]:
+def trainer_arguments(
+    settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path
+) -> dict[str, Any]:
     """Arguments that SFTConfig and DPOConfig have in common. Nothing is cut: rows were measured before."""
     device = device_of(model)
     steps = max(1, round(rows * settings.epochs / (settings.batch_size * settings.gradient_accumulation)))
@@ -90,7 +92,9 @@ def reporting_callback(log: Log, stage: str) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class Reporting(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+        ) -> None:
             if logs and "loss" in logs:
                 log(f"{stage}: step {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
 

@@ -1,0 +1,52 @@
+# Every target sets up what it needs: the first one in a fresh clone creates .venv (a few minutes), later ones start at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+HOST ?= 127.0.0.1
+PORT ?= 3000
+ITERATIONS ?= 3
+
+.PHONY: help demo test ui lint format bench clean
+help:
+	@echo "make demo    run three iterations of LANCE with the embedded model and print the scores"
+	@echo "make ui      web UI and daemon on http://$(HOST):$(PORT)"
+	@echo "make test    the test suite"
+	@echo "make lint    ruff, mypy, definitions load"
+	@echo "make bench   figures of docs/benchmarks.md, one JSON line each"
+	@echo "make clean   remove .venv; data/ stays"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] < (3, 14) else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; try: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)
+
+# The folder with dagster.yaml; history of runs lies under data/dagster.
+demo ui test bench lint: export DAGSTER_HOME = $(CURDIR)
+
+demo: $(READY)
+	$(BIN)/lance-dagster demo --iterations $(ITERATIONS)
+
+ui: $(READY)
+	$(BIN)/dagster instance migrate >/dev/null
+	$(BIN)/dg dev --host $(HOST) --port $(PORT)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dg check defs
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV)

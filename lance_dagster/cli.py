@@ -1,0 +1,161 @@
+"""The command line: `lance-dagster`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lance_dagster.errors import LanceError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from lance_dagster.components.experiment import Experiment
+
+
+class _Commands(click.Group):
+    """Shows the project's own errors as one message instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except LanceError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lance-dagster")
+def main() -> None:
+    """Self-evolving post-training as Dagster assets (LANCE, arXiv 2412.15151)."""
+
+
+@main.command()
+@click.option("--experiment", default="mini", show_default=True, help="A folder name under lance_dagster/defs/.")
+@click.option(
+    "--iterations", default=3, show_default=True, type=click.IntRange(1, 99), help="How many to run, from 000."
+)
+@click.option("--fresh", is_flag=True, help="Forget cached generations of this experiment first.")
+def demo(experiment: str, iterations: int, fresh: bool) -> None:
+    """Run whole iterations one after another and print the scores.
+
+    Everything goes through the Dagster instance of this folder, so `make ui` shows these runs afterwards.
+    """
+    started = time.monotonic()
+    instance, found = _instance(), _experiment(experiment)
+    if iterations > found.settings.iterations:
+        raise click.BadParameter(f"{experiment} has {found.settings.iterations} iterations", param_hint="--iterations")
+    if fresh and found.store.cache.exists():
+        found.store.cache.fs.rm(found.store.cache.path, recursive=True)
+    _run(instance, f"{experiment}_setup")
+    for iteration in range(iterations):
+        _run(instance, f"{experiment}_one_iteration", f"{iteration:03d}")
+    _run(instance, f"{experiment}_report")
+    click.echo(f"\n{_table(found)}")
+    click.echo(f"\n{iterations} iterations in {time.monotonic() - started:.0f} s.")
+    click.echo(f"Report:   {found.store.folder / 'report.html'}")
+    click.echo(f"Figures:  {found.store.folder / 'report.json'}")
+    click.echo("Web UI:   make ui")
+
+
+@main.command()
+@click.argument("experiment", default="mini")
+def report(experiment: str) -> None:
+    """Print the score table of EXPERIMENT from what is in its store."""
+    click.echo(_table(_experiment(experiment)))
+
+
+@main.group()
+def mini() -> None:
+    """The embedded world: rebuild its base model or its data files."""
+
+
+@mini.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--steps", type=click.IntRange(1), help="Fewer steps for a quick look; the shipped weights use the default."
+)
+def pretrain(out: Path, steps: int | None) -> None:
+    """Build tokenizer and weights of the mini base model from nothing into OUT (about 40 minutes on two cores)."""
+    from dataclasses import replace
+
+    from lance_dagster.mini.pretraining import PretrainingRecipe, pretrain
+
+    recipe = PretrainingRecipe() if steps is None else replace(PretrainingRecipe(), steps=steps)
+    pretrain(out, recipe, log=click.echo)
+
+
+@mini.command()
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=Path("data/mini"), show_default=True)
+def data(data: Path) -> None:
+    """Write the shipped seed files and evaluation sets again, byte for byte."""
+    from lance_dagster.mini.datasets import write_datasets
+
+    for path in write_datasets(data, Path(__file__).parent / "mini"):
+        click.echo(path)
+
+
+def _instance() -> dg.DagsterInstance:
+    """The Dagster instance of this folder, or of DAGSTER_HOME."""
+    import dagster as dg
+
+    if os.environ.get("DAGSTER_HOME"):
+        return dg.DagsterInstance.get()
+    if not Path("dagster.yaml").is_file():
+        raise click.UsageError(
+            "there is no dagster.yaml here. Run this from the project's folder, or set DAGSTER_HOME to a folder with one."
+        )
+    return dg.DagsterInstance.from_config(str(Path.cwd()))
+
+
+def _experiment(name: str) -> Experiment:
+    """One shipped experiment by the name of its folder."""
+    import dagster as dg
+
+    from lance_dagster.components.experiment import Experiment
+    from lance_dagster.components.self_evolution import SelfEvolution
+
+    package = Path(__file__).parent
+    known = sorted(path.parent.name for path in (package / "defs").glob("*/defs.yaml"))
+    if name not in known:
+        raise click.UsageError(f"no experiment {name!r}; there are {', '.join(known)}")
+    component = dg.ComponentTree.for_project(package).load_component(Path(name), expected_type=SelfEvolution)
+    return Experiment(component.experiment, component.settings, package.parent)
+
+
+def _table(experiment: Experiment) -> str:
+    from lance_dagster.report.gather import gather
+    from lance_dagster.report.render import to_text
+
+    return to_text(gather(experiment.store, experiment.settings, experiment.prompts))
+
+
+def _run(instance: dg.DagsterInstance, job: str, partition: str | None = None) -> None:
+    """Run a job in this process; on failure say which step failed and why, and stop."""
+    from lance_dagster.definitions import defs
+
+    started = time.monotonic()
+    label = job if partition is None else f"{job} {partition}"
+    click.echo(f"== {label}", err=True)
+    result = (
+        defs().resolve_job_def(job).execute_in_process(instance=instance, partition_key=partition, raise_on_error=False)
+    )
+    if not result.success:
+        for event in result.all_events:
+            if event.is_step_failure:
+                data = event.step_failure_data
+                reason = data.user_failure_data.description if data.user_failure_data else None
+                click.echo(f"{event.step_key}: {reason or data.error_display_string}", err=True)
+        click.echo(
+            f"{label} failed; nothing that was complete before is lost. `make ui` shows run {result.run_id}.", err=True
+        )
+        sys.exit(1)
+    click.echo(f"== {label} done in {time.monotonic() - started:.0f} s", err=True)
+
+
+if __name__ == "__main__":
+    main()

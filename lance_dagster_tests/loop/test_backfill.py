@@ -1,0 +1,47 @@
+"""A backfill launched as from the web UI, with a real web server, daemon, run queue and run processes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lance_dagster_tests.loop.server import serving
+from lance_dagster_tests.tiny import Tiny, tiny_settings
+
+LOOP = [
+    "policy_model",
+    "reviewed_seed",
+    "instruction_candidates",
+    "preference_candidates",
+    "candidate_ledger",
+    "sft_set",
+    "preference_set",
+    "sft_checkpoint",
+    "dpo_checkpoint",
+    "eval_scores",
+    "drift",
+]
+
+
+def test_a_backfill_gives_one_run_per_iteration_in_order_each_a_whole_iteration(evolved: Tiny, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, evaluation={"limit": 20, "drift_rows": 4})
+    done, folder = evolved.experiment.store.folder, tmp_path / "store" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("seed_instructions.parquet", "seed_reviews.parquet", "base_checkpoint.json"):
+        shutil.copyfile(str(done / name), folder / name)
+    for name in ("initial_checkpoint", "base_checkpoint"):
+        shutil.copytree(str(done / name), folder / name)
+    with serving(tmp_path, settings) as server:
+        backfill = server.backfill(LOOP, ["000", "001", "002"])
+        status = server.wait_for_backfill(backfill, 600)
+        runs = server.runs(**{"dagster/backfill": backfill})
+    log = (tmp_path / "server.log").read_text()
+    assert status == "COMPLETED_SUCCESS", log[-3000:]
+    partitions = [{tag["key"]: tag["value"] for tag in run["tags"]}["dagster/partition"] for run in runs]
+    assert partitions == ["000", "001", "002"]
+    for run in runs:
+        assert run["status"] == "SUCCESS"
+        assert {step["stepKey"].removeprefix("tiny__") for step in run["stepStats"]} == set(LOOP)
+    for before, after in zip(runs, runs[1:], strict=False):
+        assert before["endTime"] <= after["startTime"], "two iterations ran at the same time"
+    assert "Warning" not in log, [line for line in log.splitlines() if "Warning" in line]
