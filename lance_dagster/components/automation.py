@@ -34,22 +34,22 @@ def refuse_after_failed_iteration(context: dg.AssetExecutionContext, experiment:
 
 
 def experiment_jobs(experiment: Experiment) -> list[dg.UnresolvedAssetJobDefinition]:
-    """``<experiment>_setup`` (seeds, base, M_0, baselines) and ``<experiment>_one_iteration`` (everything of one t)."""
+    """``<experiment>_setup``, ``<experiment>_one_iteration`` and ``<experiment>_report``."""
     setup = dg.AssetSelection.assets(*(experiment.key(name) for name in SETUP_ASSETS))
     report = dg.AssetSelection.assets(experiment.key("evolution_report"))
     loop = dg.AssetSelection.groups(experiment.name).materializable() - setup - report
-    tags = {"lance/experiment": experiment.name}
+    described = {
+        "setup": (setup, "Seeds, base model, M_0 and the baseline scores. Once, before the first iteration."),
+        "one_iteration": (loop, "One whole iteration: review, generate, filter, SFT, DPO, evaluate. Pick the partition."),
+        "report": (report, "The report over all complete iterations."),
+    }
     return [
         dg.define_asset_job(
-            f"{experiment.name}_setup", setup, description="Seeds, base model, M_0 and the baseline scores.", tags=tags
-        ),
-        dg.define_asset_job(
-            f"{experiment.name}_one_iteration",
-            loop,
-            description="One whole iteration: review, generate, filter, SFT, DPO, evaluate. Pick the partition.",
-            tags=tags,
-        ),
-        dg.define_asset_job(
-            f"{experiment.name}_report", report, description="The report over all complete iterations.", tags=tags
-        ),
+            f"{experiment.name}_{name}",
+            selection,
+            description=description,
+            tags={"lance/experiment": experiment.name},
+            config={"loggers": {"console": {"config": {}}}},  # the short lines of console.py
+        )
+        for name, (selection, description) in described.items()
     ]

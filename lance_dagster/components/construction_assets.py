@@ -51,7 +51,8 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
         loaded = load(source, experiment.settings.seed, experiment.root)
         quarantine = experiment.store.table(f"{name}_quarantine")
         write_table(quarantine, loaded.quarantine)
-        context.log.info(f"{name}: {loaded.counts}")
+        counts = ", ".join(f"{what} {count}" for what, count in loaded.counts.items() if count)
+        context.log.info(f"{source} ({loaded.layout}): {counts}")
         return table_result(
             loaded.rows,
             {

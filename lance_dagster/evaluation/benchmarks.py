@@ -41,9 +41,10 @@ def evaluate_checkpoint(
 
     manager = _task_manager(settings, include_path)
     network = load_model(folder, model)
-    harness = HFLM(pretrained=network.eval(), tokenizer=load_tokenizer(folder, "left"), batch_size=settings.batch_size)
+    tokenizer = load_tokenizer(folder, "left")
     log(f"lm-eval: {stage}, {', '.join(settings.tasks)}")
     with _QuietHarness():
+        harness = HFLM(pretrained=network.eval(), tokenizer=tokenizer, batch_size=settings.batch_size)
         results = lm_eval.simple_evaluate(
             model=harness,
             tasks=list(settings.tasks),

@@ -17,7 +17,7 @@ from lance_dagster.training.stage import (
     TrainingResult,
     curve_of,
     prompt_messages,
-    reporting_callback,
+    report_progress,
     save_model,
     trainer_arguments,
 )
@@ -36,9 +36,10 @@ def train_dpo(
     """
     if not pairs.num_rows:
         raise TrainingError("the preference set is empty: nothing to train on")
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import DPOConfig, DPOTrainer
 
+    disable_progress_bars()
     tokenizer = load_tokenizer(start)
     network = load_model(start, model)
     records = pairs.select(["system", "prompt", "chosen", "rejected"]).to_pylist()
@@ -61,8 +62,8 @@ def train_dpo(
             args=DPOConfig(**common, beta=settings.beta, loss_type=["sigmoid"]),
             train_dataset=dataset,
             processing_class=tokenizer,
-            callbacks=[reporting_callback(log, "DPO")],
         )
+        report_progress(trainer, log, "DPO")
 
         def fits(example: dict[str, list[int]]) -> bool:
             answer = max(len(example["chosen_ids"]), len(example["rejected_ids"]))

@@ -17,7 +17,7 @@ from lance_dagster.training.stage import (
     TrainingResult,
     curve_of,
     prompt_messages,
-    reporting_callback,
+    report_progress,
     save_model,
     trainer_arguments,
 )
@@ -32,9 +32,10 @@ def train_sft(
     """
     if not rows.num_rows:
         raise TrainingError("the SFT set is empty: nothing to train on")
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
+    disable_progress_bars()
     tokenizer = load_tokenizer(start)
     network = load_model(start, model)
     records = rows.select(["system", "prompt", "response"]).to_pylist()
@@ -52,11 +53,11 @@ def train_sft(
         common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch))
         trainer = SFTTrainer(
             model=network,
-            args=SFTConfig(**common, completion_only_loss=True, train_sampling_strategy="group_by_length"),
+            args=SFTConfig(**common, completion_only_loss=True),
             train_dataset=dataset,
             processing_class=tokenizer,
-            callbacks=[reporting_callback(log, "SFT")],
         )
+        report_progress(trainer, log, "SFT")
         fitting = trainer.train_dataset.filter(lambda example: len(example["input_ids"]) <= settings.max_tokens)
         left_out = rows.num_rows - len(fitting)
         if not len(fitting):

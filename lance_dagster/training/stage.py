@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.library import Message
 from lance_dagster.settings import ModelSettings, OptimiserSettings
 from lance_dagster.storage.models import device_of
 
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
-
 Log = Callable[[str], None]
 _CURVE_POINTS = 50
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,23 @@ def prompt_messages(system: str | None, prompt: str) -> list[Message]:
     return [*head, {"role": "user", "content": prompt}]
 
 
-def reporting_callback(log: Log, stage: str) -> TrainerCallback:
-    """Sends a progress line to ``log`` at each logged step."""
-    from transformers import TrainerCallback
+def report_progress(trainer: Any, log: Log, stage: str) -> None:
+    """Send a progress line to ``log`` every few seconds, instead of printing the raw numbers."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    last = [float("-inf")]
 
     class Reporting(TrainerCallback):  # type: ignore[misc]
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
         ) -> None:
-            if logs and "loss" in logs:
+            now = time.monotonic()
+            if logs and "loss" in logs and now - last[0] >= _SECONDS_BETWEEN_LINES:
+                last[0] = now
                 log(f"{stage}: step {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
 
-    return Reporting()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Reporting())
 
 
 def curve_of(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, float]]:
