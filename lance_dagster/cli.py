@@ -107,7 +107,7 @@ def _instance() -> dg.DagsterInstance:
         return dg.DagsterInstance.get()
     if not Path("dagster.yaml").is_file():
         raise click.UsageError(
-            "there is no dagster.yaml here. Run this from the project's folder, or set DAGSTER_HOME to a folder with one."
+            "there is no dagster.yaml here. Run this from the project's folder, or set DAGSTER_HOME to one that has it."
         )
     return dg.DagsterInstance.from_config(str(Path.cwd()))
 
@@ -151,7 +151,7 @@ def _run(instance: dg.DagsterInstance, job: str, partition: str | None = None) -
                 reason = data.user_failure_data.description if data.user_failure_data else None
                 click.echo(f"{event.step_key}: {reason or data.error_display_string}", err=True)
         click.echo(
-            f"{label} failed; nothing that was complete before is lost. `make ui` shows run {result.run_id}.", err=True
+            f"{label} failed; nothing complete is lost. `make ui` shows run {result.run_id}.", err=True
         )
         sys.exit(1)
     click.echo(f"== {label} done in {time.monotonic() - started:.0f} s", err=True)

@@ -170,11 +170,20 @@ def row_id(*parts: Any) -> str:
 
 
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """An Arrow table of exactly ``schema``; a missing or an unknown column is a KeyError."""
+    """An Arrow table of exactly ``schema``; a missing or an unknown column is a KeyError that names the row.
+
+    A null where none is allowed and a fraction among whole numbers are a ValueError, a value of
+    another type is pyarrow's own ArrowInvalid or ArrowTypeError.
+    """
     names = set(schema.names)
-    for row in rows:
+    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
+    for position, row in enumerate(rows):
         if row.keys() != names:
-            raise KeyError(f"row does not fit its schema: missing {names - row.keys()}, unknown {row.keys() - names}")
+            missing, unknown = sorted(names - row.keys()), sorted(row.keys() - names)
+            raise KeyError(f"row {position} does not fit its schema: missing {missing}, unknown {unknown}")
+        for name in whole:  # pyarrow would cut the fraction off
+            if isinstance(row[name], float) and not row[name].is_integer():
+                raise ValueError(f"row {position}: {name} must be a whole number, got {row[name]}")
     table = pa.Table.from_pylist(rows, schema=schema)
     return checked(table, schema)
 

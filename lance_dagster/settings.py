@@ -6,9 +6,12 @@ Where the two disagree, the switch is here and the default is named; docs/settin
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lance_dagster.errors import SettingsError
 
@@ -18,18 +21,36 @@ MAX_ITERATIONS = 99  # Dagster stops tracking staleness over 100 upstream partit
 class Section(BaseModel):
     """A group of settings. Unknown names are refused and values cannot be changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts true as 1; in a settings file it is a slip."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("Input should not be true or false")
+        return value
 
 
+def _ordered(words: tuple[int, int]) -> tuple[int, int]:
+    if words[0] > words[1]:
+        raise ValueError("the first number should not exceed the second")
+    return words
+
+
+Text = Annotated[str, Field(min_length=1)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Score = Annotated[float, Field(ge=0.0, le=10.0)]
+WordCount = Annotated[int, Field(ge=0, strict=True)]
+WordRange = Annotated[tuple[WordCount, WordCount], AfterValidator(_ordered)]
 
 
 class ModelSettings(Section):
     """The untouched model M that the experiment starts from."""
 
-    path: str = Field(
-        description="a hub name (Qwen/Qwen2-7B), a local folder, or package://lance_dagster/... for shipped weights"
+    path: Text = Field(
+        description="a hub name (Qwen/Qwen2-7B), a local folder, or package://lance_dagster/... for shipped weights",
+        examples=["Qwen/Qwen2-7B"],
     )
     revision: str | None = Field(None, description="commit or tag of a hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights are loaded as this")
@@ -41,8 +62,14 @@ class ModelSettings(Section):
 class SeedSettings(Section):
     """Seed_0: the instruction seed and the review seed (section 3.2 of the paper)."""
 
-    instructions: str = Field(description="JSONL, JSON or Parquet file, or hf://owner/name[@split] for a hub data set")
-    reviews: str = Field(description="the same for (instruction, response, rationale, score) rows")
+    instructions: Text = Field(
+        description="(instruction, response) rows: JSONL, JSON or Parquet file, or hf://owner/name[@split] for a hub "
+        "data set",
+        examples=["data/seed_instructions.jsonl"],
+    )
+    reviews: Text = Field(
+        description="the same for (instruction, response, rationale, score) rows", examples=["data/seed_reviews.jsonl"]
+    )
     max_words: int = Field(4096, ge=1, description="longer instructions or responses are quarantined")
     control_tokens: tuple[str, ...] = Field(
         (r"<\|[^|<>\s]{1,40}\|>", r"\[/?INST\]", r"<</?SYS>>", r"</?s>", r"<(start|end)_of_turn>"),
@@ -60,7 +87,7 @@ class SeedSettings(Section):
 class PromptSettings(Section):
     """Which versioned prompt set is used."""
 
-    set: str = Field("lance_v1", description="shipped set by name, or the path of a YAML file")
+    set: Text = Field("lance_v1", description="shipped set by name, or the path of a YAML file")
     system_in_preferences: bool = Field(
         True, description="DPO rows carry the system prompt that generation uses (reference code: no)"
     )
@@ -70,14 +97,14 @@ class SamplingSettings(Section):
     """How one kind of text is sampled."""
 
     temperature: float = Field(0.7, ge=0.0, le=5.0, description="0 is greedy")
-    top_p: Probability = 0.9
-    max_new_tokens: int = Field(512, ge=1, le=131_072)
+    top_p: Probability = Field(0.9, description="the most probable tokens that add up to this are sampled; 1.0: all")
+    max_new_tokens: int = Field(512, ge=1, le=131_072, description="longer texts are cut, flagged and not trained on")
 
 
 class EngineSettings(Section):
     """How text is generated."""
 
-    name: Literal["transformers"] = "transformers"
+    name: Literal["transformers"] = Field("transformers", description="the library that runs the model")
     max_batch_rows: int = Field(256, ge=1, description="prompts in one forward pass")
     max_batch_tokens: int = Field(65_536, ge=1, description="padded prompt and new tokens in one forward pass")
     shard_rows: int = Field(1024, ge=1, description="requests that are generated, then kept on disk, at a time")
@@ -86,8 +113,8 @@ class EngineSettings(Section):
 class FilterSettings(Section):
     """Cheap filters before the reward (section 3.3, data filtering)."""
 
-    instruction_words: tuple[int, int] = Field((5, 4096), description="fewest and most words of a new instruction")
-    response_words: tuple[int, int] = Field((10, 4096), description="fewest and most words of a new response")
+    instruction_words: WordRange = Field((5, 4096), description="fewest and most words of a new instruction")
+    response_words: WordRange = Field((10, 4096), description="fewest and most words of a new response")
     rouge_threshold: float = Field(0.7, gt=0.0, le=1.0, description="drop above this similarity; 1.0 keeps all")
     rouge_statistic: Literal["f", "any"] = Field(
         "f", description="ROUGE-L F of the rouge-score package, or any of recall, precision and F (reference code)"
@@ -100,28 +127,25 @@ class FilterSettings(Section):
     )
     contamination: Literal["drop", "off"] = Field("drop", description="rows whose instruction an evaluation task asks")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> FilterSettings:
-        for name in ("instruction_words", "response_words"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"{name} must be two numbers with 0 <= fewest <= most, got {[low, high]}")
-        return self
-
 
 class ConstructionSettings(Section):
     """Algorithm 1 of the paper."""
 
     threshold: Score = Field(7.0, description="branch threshold V")
     branch_at_threshold: Literal["preference", "instruction"] = Field(
-        "preference", description="a score equal to V: flawed responses (paper, >=) or new instructions (code, >)"
+        "preference",
+        description="a score equal to V: flawed responses (paper, >=) or new instructions (reference code, >)",
     )
     samples: int = Field(4, ge=1, le=64, description="K: new instructions or flawed responses per seed")
     responses_per_instruction: int | None = Field(None, ge=1, le=64, description="K if unset, as in the paper")
-    reviews_per_item: int = Field(3, ge=1, le=64, description="the score is the mean of those that parse")
+    reviews_per_item: int = Field(
+        3, ge=1, le=64, description="the score is the mean of those that parse (paper 1, reference code 3)"
+    )
     rereview_seeds: bool = Field(True, description="review Seed_t with M_t each iteration (reference code: only once)")
     unreviewed_seeds: Literal["skip", "instruction"] = Field(
-        "skip", description="seeds none of whose reviews parse: left out, or sent to the low branch"
+        "skip",
+        description="seeds none of whose reviews parse: left out, or sent to the low branch (reference code: a score "
+        "of 0)",
     )
     review: SamplingSettings = SamplingSettings()
     new_instruction: SamplingSettings = SamplingSettings()
@@ -138,14 +162,16 @@ class ConstructionSettings(Section):
 class OptimiserSettings(Section):
     """One training stage."""
 
-    epochs: float = Field(1.0, gt=0.0, le=100.0)
-    learning_rate: float = Field(gt=0.0, le=1.0)
+    epochs: float = Field(1.0, gt=0.0, le=100.0, description="passes over the training set")
+    learning_rate: float = Field(gt=0.0, le=1.0, description="highest learning rate of the schedule", examples=[1e-5])
     batch_size: int = Field(8, ge=1, description="rows (or pairs) per device and step")
-    gradient_accumulation: int = Field(1, ge=1)
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0)
-    weight_decay: float = Field(0.0, ge=0.0, le=1.0)
-    max_grad_norm: float = Field(1.0, gt=0.0)
+    gradient_accumulation: int = Field(1, ge=1, description="batches whose gradients make one step")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate changes after the warm-up"
+    )
+    warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are scaled down to this L2 norm")
     max_tokens: int = Field(2048, ge=8, description="longer rows are left out and counted, never cut")
     gradient_checkpointing: bool = Field(True, description="less memory, about a third more time")
 
@@ -153,14 +179,14 @@ class OptimiserSettings(Section):
 class SFTSettings(OptimiserSettings):
     """Equation 1: negative log-likelihood of the response."""
 
-    learning_rate: float = Field(1e-5, gt=0.0, le=1.0)
+    learning_rate: float = Field(1e-5, gt=0.0, le=1.0, description="highest learning rate of the schedule")
 
 
 class DPOSettings(OptimiserSettings):
     """Equations 2 to 4: sigmoid loss, reference M_t^S."""
 
-    learning_rate: float = Field(5e-7, gt=0.0, le=1.0)
-    beta: float = Field(0.1, gt=0.0, le=10.0)
+    learning_rate: float = Field(5e-7, gt=0.0, le=1.0, description="highest learning rate of the schedule")
+    beta: float = Field(0.1, gt=0.0, le=10.0, description="weight of the KL term: how closely the reference is kept")
 
 
 class TrainingSettings(Section):
@@ -170,11 +196,14 @@ class TrainingSettings(Section):
     sft: SFTSettings = SFTSettings()
     dpo: DPOSettings = DPOSettings()
     start_from: Literal["policy", "initial", "base"] = Field(
-        "policy", description="weights that SFT of an iteration starts from: M_t (paper), M_0, or M"
+        "policy",
+        description="weights that SFT of an iteration starts from: M_t (paper; the reference code leaves training to "
+        "its user), M_0, or M",
     )
     accumulate: bool = Field(True, description="train on the rows of all iterations so far (paper), or of this one")
     replay_seed: Literal["none", "accepted", "all"] = Field(
-        "none", description="seed rows in D^s: none (Algorithm 2), those with a score of at least V, or all (code)"
+        "none",
+        description="seed rows in D^s: none (Algorithm 2), those with a score of at least V, or all (reference code)",
     )
     replay_reviews: bool = Field(False, description="review seed rows in D^s (reference code: yes)")
     seed: int = Field(42, ge=0, description="random seed of all training")
@@ -183,7 +212,7 @@ class TrainingSettings(Section):
 class EvaluationSettings(Section):
     """lm-eval tasks that every checkpoint is scored on."""
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="lm-eval task names")
+    tasks: tuple[Text, ...] = Field(min_length=1, description="lm-eval task names", examples=[["arc_challenge"]])
     include_path: str | None = Field(None, description="folder with task YAML files; package://... is allowed")
     question_fields: tuple[str, ...] = Field(
         (), description="fields of the evaluation documents that must not occur in training (text or list of texts)"
@@ -192,9 +221,9 @@ class EvaluationSettings(Section):
         None, description="field of the evaluation documents by which scores are listed in parts, such as a subject"
     )
     limit: int | None = Field(None, ge=1, description="documents per task; all if unset")
-    batch_size: int = Field(16, ge=1)
-    few_shot: int | None = Field(None, ge=0)
-    chat_template: bool = True
+    batch_size: int = Field(16, ge=1, description="documents in one forward pass")
+    few_shot: int | None = Field(None, ge=0, description="worked examples in the prompt; the task's own if unset")
+    chat_template: bool = Field(True, description="prompts are user turns of the model's chat template")
     noise_floor: Literal["retrain", "reevaluate"] = Field(
         "reevaluate", description="the second M_0 of baseline_scores: trained again with another seed, or scored again"
     )
@@ -204,9 +233,9 @@ class EvaluationSettings(Section):
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
-    method: Literal["lance"] = "lance"
+    method: Literal["lance"] = Field("lance", description="how data is built and the model trained")
     iterations: int = Field(4, ge=1, le=MAX_ITERATIONS, description="number of iteration partitions (N in the paper)")
-    store: str = Field("data/store", description="folder or fsspec URL under which artifacts are written")
+    store: Text = Field("data/store", description="folder or fsspec URL under which artifacts are written")
     model: ModelSettings
     seed: SeedSettings
     prompts: PromptSettings = PromptSettings()
@@ -221,14 +250,73 @@ def parse_settings(values: dict[str, Any]) -> EvolutionSettings:
     try:
         return EvolutionSettings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(explain(error)) from error
+        raise SettingsError(explain(error, EvolutionSettings)) from error
 
 
-def explain(error: ValidationError) -> str:
-    """One line per wrong setting: its dotted name, the value, the allowed range."""
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """One line per wrong setting: its dotted name, the value, and with ``model`` the allowed range and an example."""
+    schema = settings_schema(model) if model else None
     lines = []
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
         value = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-        lines.append(f"{name}: {item['msg']}{value}")
+        allowed = f"; allowed: {_allowed_at(schema, item['loc'])}" if schema else ""
+        lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{value}{allowed}")
     return "wrong settings:\n  " + "\n  ".join(lines)
+
+
+def _allowed_at(schema: Mapping[str, Any], path: tuple[int | str, ...]) -> str:
+    """What the setting at ``path`` may be, or the section that it was looked for in, and an example."""
+    for part in path:
+        schema = schema.get("properties", {}).get(part, schema)
+    example = next((x for x in [schema.get("default"), *schema.get("examples", [])] if x is not None), None)
+    plain = example is None or schema.keys() & {"properties", "enum", "const"} or schema.get("type") == "boolean"
+    return allowed_values(schema) + ("" if plain else f", such as {json.dumps(example)}")
+
+
+@cache
+def settings_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON schema of a section in which each inner section stands in its place, with the defaults that hold there."""
+    root = model.model_json_schema()
+
+    def placed(schema: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in schema:
+            schema = {**root["$defs"][schema["$ref"].removeprefix("#/$defs/")], **schema}
+        if "properties" not in schema:
+            return schema
+        defaults = schema.get("default", {})
+        inner = {
+            name: placed({**each, "default": defaults[name]} if name in defaults else each)
+            for name, each in schema["properties"].items()
+        }
+        return {**schema, "properties": inner}
+
+    return placed(root)
+
+
+def allowed_values(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema of ``settings_schema`` allows, in words: 'whole number, 1 to 64'."""
+    if "properties" in schema:
+        return "a section with " + ", ".join(schema["properties"])
+    if "anyOf" in schema:  # a setting that may be unset
+        return f"{allowed_values(schema['anyOf'][0])}, or null"
+    if "const" in schema or "enum" in schema:
+        *others, last = schema.get("enum", [schema.get("const")])
+        return f"{', '.join(others)} or {last}" if others else str(last)
+    if "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}, each a {allowed_values(schema['prefixItems'][0])}"
+    if schema["type"] == "array":
+        return f"list of {allowed_values(schema['items'])}" + (", not empty" if schema.get("minItems") else "")
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    return words[schema["type"]] + _bounds(schema)
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    """', 1 to 64', ', 1 or more', ', above 0, at most 1' or nothing."""
+    names = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    least, most, above, below = (f"{schema[name]:,}".removesuffix(".0") if name in schema else "" for name in names)
+    if least and most:
+        return f", {least} to {most}"
+    parts = [f"{least} or more" if least else "", f"above {above}" if above else ""]
+    parts += [f"at most {most}" if most else "", f"below {below}" if below else ""]
+    return "".join(f", {part}" for part in parts if part)

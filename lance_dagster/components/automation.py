@@ -40,7 +40,10 @@ def experiment_jobs(experiment: Experiment) -> list[dg.UnresolvedAssetJobDefinit
     loop = dg.AssetSelection.groups(experiment.name).materializable() - setup - report
     described = {
         "setup": (setup, "Seeds, base model, M_0 and the baseline scores. Once, before the first iteration."),
-        "one_iteration": (loop, "One whole iteration: review, generate, filter, SFT, DPO, evaluate. Pick the partition."),
+        "one_iteration": (
+            loop,
+            "One whole iteration: review, generate, filter, SFT, DPO, evaluate. Pick the partition.",
+        ),
         "report": (report, "The report over all complete iterations."),
     }
     return [

@@ -1,5 +1,7 @@
 """Assets that measure: baseline scores, scores and drift of every iteration, and the report over all of them."""
 
+import time
+
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,11 +71,13 @@ def _eval_scores(experiment: Experiment) -> dg.AssetsDefinition:
     )
     def eval_scores(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pa.Table]:
         key = context.partition_key
+        started = time.monotonic()
         table = pa.concat_tables(
             _evaluate(experiment, context, experiment.store.checkpoint(f"{stage}_checkpoint", key), stage, int(key))
             for stage in ("sft", "dpo")
         )
-        return table_result(table, _score_metadata(table))
+        seconds = round(time.monotonic() - started, 3)
+        return table_result(table, {**_score_metadata(table), "evaluation/seconds": seconds})
 
     return eval_scores
 
@@ -114,10 +118,19 @@ def _drift(experiment: Experiment) -> dg.AssetsDefinition:
             ]
             folder = stack.enter_context(local_folder(manifest))
             model = experiment.settings.model
+            started = time.monotonic()
             table = measure_drift(folder, manifest.digest, iteration, references, probes, model, context.log.info)
         figures = {f"drift/kl_{row['against']}": row["kl"] for row in table.to_pylist()[:2]}
         last = table.to_pylist()[-1]
-        return table_result(table, {**figures, "drift/kl_policy": last["kl"], "drift/weights": last["weight_distance"]})
+        return table_result(
+            table,
+            {
+                **figures,
+                "drift/kl_policy": last["kl"],
+                "drift/weights": last["weight_distance"],
+                "drift/seconds": round(time.monotonic() - started, 3),
+            },
+        )
 
     return drift
 

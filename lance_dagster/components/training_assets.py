@@ -1,5 +1,6 @@
 """Assets that are models: base, M_0, the policy model of an iteration, its SFT and DPO checkpoints, the promotion."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -208,8 +209,8 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         [training.dpo, f"{training.seed}", experiment.settings.model],
         inputs=("preference_set",),
         deps=("sft_checkpoint",),
-        description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once it "
-        "is complete, promoted_checkpoint of the same iteration is observed with its digest.",
+        description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once "
+        "it is complete, promoted_checkpoint of the same iteration is observed with its digest.",
     )
     def dpo_checkpoint(context: dg.AssetExecutionContext, preference_set: pa.Table) -> dg.MaterializeResult[None]:
         from lance_dagster.training.dpo import train_dpo
@@ -243,13 +244,6 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
 def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
     """The one edge of the loop that is cut: observed, not computed, so that the graph stays acyclic."""
 
-    @dg.observable_source_asset(
-        key=experiment.key("promoted_checkpoint"),
-        partitions_def=experiment.iterations,
-        group_name=experiment.name,
-        description="M_{t+1} as iteration t left it. dpo_checkpoint[t] reports its digest here, and policy_model[t+1] "
-        "depends on it: this is how a change crosses from one iteration to the next.",
-    )
     def promoted_checkpoint() -> dg.DataVersionsByPartition:
         complete = [
             key
@@ -258,7 +252,16 @@ def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
         ]
         return dg.DataVersionsByPartition({key: promotion_digest(experiment.store, int(key)) for key in complete})
 
-    return promoted_checkpoint
+    with warnings.catch_warnings():
+        # Beta in Dagster 1.13, and chosen knowingly: no stable API carries staleness across the cut.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.observable_source_asset(
+            key=experiment.key("promoted_checkpoint"),
+            partitions_def=experiment.iterations,
+            group_name=experiment.name,
+            description="M_{t+1} as iteration t left it. dpo_checkpoint[t] reports its digest here, and "
+            "policy_model[t+1] depends on it: this is how a change crosses from one iteration to the next.",
+        )(promoted_checkpoint)
 
 
 def _current(experiment: Experiment, label: str, asset: str) -> Ancestor:

@@ -161,8 +161,8 @@ def _thin(
             row["drop_reason"] = DUPLICATE
             continue
         if threshold is not None:
-            value, index = rouge.most_similar(text)
-            row["rouge_l"], row["rouge_l_against"] = value, None if index is None else ids[index]
+            value, position = rouge.most_similar(text)
+            row["rouge_l"], row["rouge_l_against"] = value, None if position is None else ids[position]
             if value > threshold:
                 row["drop_reason"] = SIMILAR
                 continue

@@ -120,7 +120,8 @@ class BatchRunner:
                 self.log(f"cached completions of another layout are left alone: {path}")
                 continue
             for row in shard.filter(pc.is_in(shard["request"], wanted)).to_pylist():
-                found[row.pop("request")] = Completion(**row)
+                key = row.pop("request")
+                found[key] = Completion(**row)
         return found
 
     def _generated(self, folder: UPath, shard: Mapping[str, GenerationRequest], what: str) -> dict[str, Completion]:
@@ -148,13 +149,11 @@ class BatchRunner:
             engine = self.load()
             if (engine.identity, engine.model_digest) != (self.engine_identity, self.model_digest):
                 raise GenerationError(
-                    f"the engine {engine.identity!r} with model {engine.model_digest} was loaded, but its texts would be "
-                    f"kept as those of {self.engine_identity!r} with model {self.model_digest}; make the two agree"
+                    f"the engine {engine.identity!r} with model {engine.model_digest} was loaded, but its texts would "
+                    f"be kept as those of {self.engine_identity!r} with model {self.model_digest}; make them agree"
                 )
             self._engine = engine
         return self._engine
 
     def _key(self, request: GenerationRequest) -> str:
-        return json_digest(
-            [self.engine_identity, list(request.messages), request.sampling.model_dump(), request.seed]
-        )
+        return json_digest([self.engine_identity, list(request.messages), request.sampling.model_dump(), request.seed])

@@ -114,7 +114,8 @@ def _weight_distance(network: Any, other: Any) -> float:
     """|w - w'| / |w'| in the L2 norm over all weights."""
     difference, norm = 0.0, 0.0
     theirs = dict(other.named_parameters())
-    for name, weight in network.named_parameters():
-        difference += float((weight.float() - theirs[name].float()).pow(2).sum())
-        norm += float(theirs[name].float().pow(2).sum())
+    for name, parameter in network.named_parameters():
+        weight, reference = parameter.detach().float(), theirs[name].detach().float()
+        difference += float((weight - reference).pow(2).sum())
+        norm += float(reference.pow(2).sum())
     return float((difference / norm) ** 0.5)

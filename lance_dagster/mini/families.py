@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from lance_dagster.errors import SettingsError
+
 LETTERS = string.ascii_uppercase
 WORD_LETTERS = "ABCDEFGHKMPRST"
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -48,7 +50,7 @@ class Family:
         return frozenset({self.solve(payload)})
 
     def wrong(self, payload: Payload, rng: random.Random, systematic: bool | None = None) -> str:
-        """A wrong answer: systematic, random, or (default) mostly random."""
+        """A wrong answer: systematic, random, or (default) mostly random. SettingsError if the family knows none."""
         right = self.answers(payload)
         for _ in range(40):
             by_rule = rng.random() < 0.3 if systematic is None else systematic
@@ -56,7 +58,13 @@ class Family:
             if text and text not in right:
                 return text
             systematic = None
-        return next(iter(right))[:-1] or "0"
+        cut = min(right)[:-1] or "0"  # the last letter of CCC: every mistake there is, is right
+        if cut in right:
+            raise SettingsError(
+                f"family {self.name!r} knows no wrong answer to {self.render(payload, 0)!r}: its slip and its stumble "
+                "are right 40 times in a row; make them differ from solve"
+            )
+        return cut
 
     @cached_property
     def _readers(self) -> tuple[re.Pattern[str], ...]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lance_dagster.errors import SettingsError
 from lance_dagster.mini.families import REPAIR_FAMILIES, Family, Payload
 
 Split = Literal["pretrain", "seed", "dev", "test"]
@@ -69,28 +70,32 @@ class Review:
 
 
 class World:
-    """Draws items, answers, flawed answers and reviews of a set of families."""
+    """Draws items, answers, flawed answers and reviews of a set of families; SettingsError if there is none."""
 
     def __init__(self, families: Sequence[Family] = REPAIR_FAMILIES) -> None:
         if not families:
-            raise ValueError("a world needs at least one family; REPAIR_FAMILIES is the shipped set")
+            raise SettingsError("a world needs at least one family; give some of REPAIR_FAMILIES, the shipped set")
         self.families = tuple(families)
         self.by_name = {family.name: family for family in self.families}
 
     def family(self, name: str) -> Family:
+        """The family of this name; SettingsError if this world has none."""
         try:
             return self.by_name[name]
         except KeyError:
             known = ", ".join(self.by_name)
-            raise KeyError(f"no family named {name!r} in this world; it has: {known}") from None
+            raise SettingsError(f"there is no family {name!r} in this world; take one of {known}") from None
 
     def draw(self, rng: random.Random, split: Split, family: Family) -> Item:
-        """An item of ``family`` that belongs to ``split``."""
+        """An item of ``family`` that belongs to ``split``; SettingsError if none is found in 10,000 draws."""
         for _ in range(10_000):
             item = Item(family, family.draw(rng), rng.randrange(len(family.phrasings)))
             if item.split == split:
                 return item
-        raise ValueError(f"family {family.name!r} has no item in the split {split!r}: give it a larger payload space")
+        raise SettingsError(
+            f"no item of the family {family.name!r} falls into the split {split!r}: give it more payloads to draw "
+            "from, or leave it out of the world"
+        )
 
     def read(self, instruction: str) -> Item | None:
         """The item behind a well-formed instruction, else None."""
@@ -106,14 +111,17 @@ class World:
         return None if item is None else response.strip() in item.answers
 
     def review(self, instruction: str, response: str) -> Review:
-        """The review that the oracle writes: what the answer should be, the verdict, the score."""
-        item = self.read(instruction)
+        """The review that the oracle writes: what the answer should be, the verdict, the score.
+
+        As in ``is_right`` and in the evaluation, outer white space of the response does not count.
+        """
+        item, answer = self.read(instruction), response.strip()
         if item is None:
             return Review(instruction, response, "The instruction is not clear.", UNCLEAR_SCORE)
         expected = f"It should be {item.answer}."
-        if response in item.answers:
+        if answer in item.answers:
             return Review(instruction, response, f"{expected} The response is right.", GOOD_SCORE)
-        if is_near_miss(item.answer, response):
+        if is_near_miss(item.answer, answer):
             return Review(instruction, response, f"{expected} The response is close but wrong.", NEAR_SCORE)
         return Review(instruction, response, f"{expected} The response is wrong.", WRONG_SCORE)
 

@@ -101,7 +101,8 @@ from lance_dagster.components.console import console_logger
 root = Path(sys.argv[1])
 experiment = Experiment("tiny", parse_settings(tiny_settings(root)), root)
 definitions = dg.Definitions.merge(
-    experiment_definitions(experiment), dg.Definitions(executor=dg.in_process_executor, loggers={"console": console_logger})
+    experiment_definitions(experiment),
+    dg.Definitions(executor=dg.in_process_executor, loggers={"console": console_logger}),
 )
 tiny = Tiny(experiment, definitions, dg.DagsterInstance.ephemeral())
 sys.exit(0 if tiny.run("one_iteration", "000").success else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import dagster as dg
 import pyarrow as pa
@@ -50,7 +51,7 @@ def test_the_data_version_of_a_table_is_the_digest_of_its_content(evolved: Tiny)
 
 def test_sft_and_dpo_change_every_weight_matrix(evolved: Tiny) -> None:
     chain = [("initial_checkpoint", "current"), ("sft_checkpoint", "000"), ("dpo_checkpoint", "000")]
-    for (before, partition), (after, next_partition) in zip(chain, chain[1:], strict=False):
+    for (before, partition), (after, next_partition) in pairwise(chain):
         old, new = weights(evolved, before, partition), weights(evolved, after, next_partition)
         assert old.keys() == new.keys()
         unchanged = [name for name in old if (old[name] == new[name]).all()]  # type: ignore[attr-defined]
@@ -62,7 +63,8 @@ def test_the_next_iteration_starts_from_the_dpo_checkpoint_of_the_last(evolved: 
     policy = evolved.manifest("policy_model", "001")
     assert policy["model"]["digest"] == dpo["digest"]
     assert evolved.manifest("sft_checkpoint", "001")["parent_digest"] == dpo["digest"]
-    assert evolved.manifest("dpo_checkpoint", "001")["parent_digest"] == evolved.manifest("sft_checkpoint", "001")["digest"]
+    sft = evolved.manifest("sft_checkpoint", "001")
+    assert evolved.manifest("dpo_checkpoint", "001")["parent_digest"] == sft["digest"]
     assert [entry["label"] for entry in policy["ancestors"]] == ["base", "initial"]
     for name in ("reviewed_seed", "sft_set", "preference_set"):
         assert policy["tables"][name] == table_digest(evolved.table(name, "000"))
@@ -142,7 +144,8 @@ def test_drift_names_every_earlier_model(evolved: Tiny) -> None:
 def test_the_report_shows_the_figures_that_were_measured(evolved: Tiny) -> None:
     folder = evolved.experiment.store.folder
     report = json.loads((folder / "report.json").read_text())
-    assert [row["stage"] for row in report["scores"]] == ["base", "initial", "initial_again", "sft", "dpo", "sft", "dpo"]
+    stages = ["base", "initial", "initial_again", "sft", "dpo", "sft", "dpo"]
+    assert [row["stage"] for row in report["scores"]] == stages
     measured = pa.concat_tables(
         [evolved.table("baseline_scores"), evolved.table("eval_scores", "000"), evolved.table("eval_scores", "001")]
     )

@@ -21,7 +21,7 @@ class Similar(NamedTuple):
     """The highest similarity (0..1) that a text has with any of the earlier ones, and which one; None if it is 0."""
 
     value: float
-    index: int | None
+    position: int | None
 
 
 class RougeL:

@@ -1,0 +1,403 @@
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from lance_dagster.construction.assemble import (
+    Candidate,
+    grown_seed,
+    initial_set,
+    preference_pairs,
+    preference_set,
+    sft_set,
+)
+from lance_dagster.construction.review import review_seed
+from lance_dagster.errors import ArtifactError
+from lance_dagster.prompts.library import load_prompt_set
+from lance_dagster.prompts.parsing import parse_rationale, parse_score
+from lance_dagster.records import (
+    CANDIDATE_LEDGER,
+    PREFERENCE_SET,
+    SEED_INSTRUCTIONS,
+    SEED_REVIEWS,
+    SFT_SET,
+    row_id,
+    table_of,
+)
+from lance_dagster_tests.construction.scripted import PROMPT_SETS, Bench, Row, bench, seed
+
+LOW, HIGH, EXACT = seed("ice", "3"), seed("fire", "9"), seed("fog", "7")
+NO_REVIEWS = table_of([], SEED_REVIEWS)
+
+
+def seed_instructions(*rows: Row) -> pa.Table:
+    columns = ("seed_id", "instruction", "response")
+    return table_of(
+        [{**{name: row[name] for name in columns}, "source": "s", "position": i} for i, row in enumerate(rows)],
+        SEED_INSTRUCTIONS,
+    )
+
+
+def seed_reviews(*scores: float) -> pa.Table:
+    return table_of(
+        [
+            {
+                "seed_id": row_id("review", i),
+                "instruction": f"Question {i}?",
+                "response": f"Answer {i}.",
+                "rationale": f"Because of {i}.",
+                "score": score,
+                "source": "s",
+                "position": i,
+            }
+            for i, score in enumerate(scores)
+        ],
+        SEED_REVIEWS,
+    )
+
+
+def sft_of(made: Bench, *seeds: Row, earlier: pa.Table | None = None, reviews: pa.Table = NO_REVIEWS) -> pa.Table:
+    reviewed, ledger = made.tables(*seeds)
+    return sft_set(made.context, ledger, reviewed, reviews, earlier)
+
+
+def pairs_of(made: Bench, *seeds: Row, earlier: pa.Table | None = None) -> pa.Table:
+    reviewed, ledger = made.tables(*seeds)
+    return preference_set(made.context, ledger, reviewed, earlier)
+
+
+def texts(table: pa.Table, *columns: str) -> list[Any]:
+    rows = [tuple(row[name] for name in columns) for row in table.to_pylist()]
+    return [row[0] for row in rows] if len(columns) == 1 else rows
+
+
+# Pairs
+
+
+def candidates(*scores: float) -> list[Candidate]:
+    return [Candidate(f"row {i}", f"text {i}", score) for i, score in enumerate(scores)]
+
+
+def paired(*scores: float, gap: float = 2.0) -> list[tuple[str, str]]:
+    return [(pair.chosen.row_id, pair.rejected.row_id) for pair in preference_pairs(candidates(*scores), gap)]
+
+
+def test_the_lowest_is_always_rejected_and_all_that_exceed_it_by_the_gap_are_chosen_best_first() -> None:
+    assert paired(9, 1, 5, 10, 2.5) == [("row 3", "row 1"), ("row 0", "row 1"), ("row 2", "row 1")]
+
+
+def test_the_gap_is_strict() -> None:
+    assert paired(9, 7) == []
+    assert paired(9, 6.99) == [("row 0", "row 1")]
+    assert paired(25 / 3, 19 / 3) == []
+    assert paired(5, 5, gap=0) == []
+    assert paired(5.1, 5, gap=0) == [("row 0", "row 1")]
+
+
+def test_the_first_of_equally_low_candidates_is_rejected() -> None:
+    assert paired(1, 9, 1) == [("row 1", "row 0")]
+
+
+@pytest.mark.parametrize("scores", [(), (9,)])
+def test_fewer_than_two_candidates_form_no_pair(scores: Sequence[float]) -> None:
+    assert paired(*scores) == []
+
+
+def test_in_every_pair_the_chosen_reward_is_higher_whatever_the_scores() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        group = candidates(*(rng.randrange(31) / 3 for _ in range(rng.randrange(1, 7))))
+        gap = rng.choice([0.0, 0.5, 2.0])
+        pairs = preference_pairs(group, gap)
+        assert len({pair.rejected for pair in pairs}) <= 1
+        assert len({pair.chosen for pair in pairs}) == len(pairs) < len(group)
+        assert all(pair.rejected.score == min(c.score for c in group) for pair in pairs)
+        assert all(round(3 * (pair.chosen.score - pair.rejected.score)) > 3 * gap for pair in pairs)
+
+
+# D^p
+
+
+def test_k_flawed_responses_give_up_to_k_pairs_with_one_rejected_row(tmp_path: Path) -> None:
+    made = bench(
+        tmp_path,
+        flawed=["A. worth 4", "B. worth 1", "C. worth 10", "D. worth 6"],
+        construction={"samples": 4},
+    )
+    table = pairs_of(made, HIGH)
+    assert texts(table, "chosen", "rejected") == [
+        ("C. worth 10", "B. worth 1"),
+        (HIGH["response"], "B. worth 1"),
+        ("D. worth 6", "B. worth 1"),
+        ("A. worth 4", "B. worth 1"),
+    ]
+    assert set(texts(table, "prompt")) == {HIGH["instruction"]}
+
+
+def test_a_flawed_response_that_outscores_the_original_becomes_the_chosen_one(tmp_path: Path) -> None:
+    original = seed("fire", "7")
+    made = bench(tmp_path, flawed=["Better, worth 10"], construction={"samples": 1})
+    (row,) = pairs_of(made, original).to_pylist()
+    assert (row["chosen"], row["rejected"]) == ("Better, worth 10", original["response"])
+    assert (row["chosen_score"], row["rejected_score"]) == (10.0, 7.0)
+    assert row["parent_ids"][1] == row["seed_id"] == original["seed_id"]
+
+
+def test_every_kept_flawed_row_is_in_a_pair_and_no_other_is(tmp_path: Path) -> None:
+    worths = random.Random(1).choices(["0", "1", "3", "5|6|6", "9", "10", "none"], k=40)
+    made = bench(tmp_path, flawed=[f"Text {i}, worth {w}" for i, w in enumerate(worths)], construction={"samples": 5})
+    reviewed, ledger = made.tables(*(seed(f"thing {i}", "8|8|9") for i in range(8)))
+    pairs = preference_set(made.context, ledger, reviewed, None)
+    parents = {parent for parents in texts(pairs, "parent_ids") for parent in parents}
+    kept = {row["row_id"] for row in ledger.to_pylist() if row["kept"]}
+    assert kept == parents - set(reviewed["seed_id"].to_pylist())
+    assert 0 < len(kept) < 40
+
+
+@pytest.mark.parametrize("prompts", PROMPT_SETS)
+@pytest.mark.parametrize("switch", [True, False])
+def test_the_system_prompt_of_pairs_follows_the_switch(tmp_path: Path, prompts: str, switch: bool) -> None:
+    made = bench(tmp_path, prompts, flawed=["No. worth 1"], prompts={"system_in_preferences": switch})
+    expected = load_prompt_set(prompts).content.system if switch else None
+    assert set(texts(pairs_of(made, HIGH), "system")) == {expected}
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_pairs_of_earlier_iterations_stay_if_the_set_accumulates(tmp_path: Path, accumulate: bool) -> None:
+    first = pairs_of(bench(tmp_path, flawed=["One. worth 1", "Two. worth 9"]), HIGH)
+    later = bench(tmp_path, iteration=1, flawed=["Three. worth 2"], training={"accumulate": accumulate})
+    second = pairs_of(later, HIGH, earlier=first)
+    old, new = (0, "model_0", "One. worth 1"), (1, "model_1", "Three. worth 2")
+    expected = [old, old, new, new] if accumulate else [new, new]
+    assert texts(second, "iteration", "model_digest", "rejected") == expected
+
+
+def test_a_pair_that_occurs_again_stays_once_with_its_first_iteration(tmp_path: Path) -> None:
+    first = pairs_of(bench(tmp_path, flawed=["No. worth 1"], construction={"samples": 1}), HIGH)
+    later = bench(tmp_path, iteration=1, flawed=["No. worth 1"], construction={"samples": 1})
+    assert pairs_of(later, HIGH, earlier=first).equals(first)
+
+
+def test_a_ledger_of_other_reviews_is_refused(tmp_path: Path) -> None:
+    made = bench(tmp_path, flawed=["No. worth 1"])
+    _, ledger = made.tables(HIGH)
+    for reviewed in (made.review(LOW), made.review({**HIGH, "response": "fire, worth 10"})):
+        with pytest.raises(ArtifactError, match=f"{HIGH['seed_id']}.*Re-materialise"):
+            preference_set(made.context, ledger, reviewed, None)
+
+
+# D^s
+
+
+@pytest.mark.parametrize("prompts", PROMPT_SETS)
+def test_the_sft_set_holds_the_kept_responses_with_the_system_prompt(tmp_path: Path, prompts: str) -> None:
+    made = bench(
+        tmp_path,
+        prompts,
+        instructions=["Name a river.", "Name a lake."],
+        responses=["Po, worth 9", "A river, worth 2", "Garda, worth 10", "Lake, worth none"],
+    )
+    reviewed, ledger = made.tables(LOW, HIGH)
+    table = sft_set(made.context, ledger, reviewed, NO_REVIEWS, None)
+    assert texts(table, "prompt", "response", "score", "origin", "iteration") == [
+        ("Name a river.", "Po, worth 9", 9.0, "generated", 0),
+        ("Name a lake.", "Garda, worth 10", 10.0, "generated", 0),
+    ]
+    assert set(texts(table, "system")) == {load_prompt_set(prompts).content.system}
+    kept = {row["row_id"] for row in ledger.to_pylist() if row["kept"] and row["kind"] == "response"}
+    assert set(texts(table, "row_id")) == kept
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_rows_of_earlier_iterations_stay_if_the_set_accumulates(tmp_path: Path, accumulate: bool) -> None:
+    first = sft_of(bench(tmp_path), LOW)
+    second = sft_of(bench(tmp_path, iteration=1, training={"accumulate": accumulate}), LOW, earlier=first)
+    assert texts(first, "iteration") == [0] * 4
+    assert texts(second, "iteration") == ([0] * 4 if accumulate else []) + [1] * 4
+    third = sft_of(bench(tmp_path, iteration=2, training={"accumulate": accumulate}), LOW, earlier=second)
+    assert texts(third, "iteration") == ([0] * 4 + [1] * 4 if accumulate else []) + [2] * 4
+
+
+def test_a_row_that_is_written_again_stays_once_with_its_first_iteration(tmp_path: Path) -> None:
+    script: dict[str, Any] = {
+        "instructions": ["Name a river."],
+        "responses": ["Po, worth 9"],
+        "construction": {"samples": 1},
+    }
+    first = sft_of(bench(tmp_path, **script), LOW)
+    assert sft_of(bench(tmp_path, iteration=1, **script), LOW, earlier=first).equals(first)
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"), [("none", []), ("accepted", [HIGH, EXACT]), ("all", [LOW, HIGH, EXACT])]
+)
+def test_seed_rows_are_replayed_as_asked(tmp_path: Path, which: str, expected: list[Row]) -> None:
+    grown = seed("sun", "9", origin="generated")
+    made = bench(
+        tmp_path,
+        training={"replay_seed": which},
+        construction={"branch_at_threshold": "instruction", "unreviewed_seeds": "instruction"},
+    )
+    unreviewed = seed("mist", "none")
+    table = sft_of(made, LOW, HIGH, EXACT, grown, unreviewed)
+    replayed = [row for row in table.to_pylist() if row["origin"] == "seed"]
+    rows = [*expected, unreviewed] if which == "all" else expected
+    assert [row["response"] for row in replayed] == [row["response"] for row in rows]
+    assert {(row["iteration"], row["model_digest"]) for row in replayed} <= {(-1, None)}
+
+
+def test_replayed_rows_take_the_place_of_those_of_the_iteration_before(tmp_path: Path) -> None:
+    replay = {"replay_seed": "accepted", "replay_reviews": True}
+    first = sft_of(bench(tmp_path, training=replay), HIGH, LOW, reviews=seed_reviews(9, 1))
+    later = bench(tmp_path, iteration=1, training=replay)
+    worse = {**HIGH, "response": "fire, worth 2"}
+    second = sft_of(later, worse, LOW, earlier=first, reviews=seed_reviews(9))
+    assert texts(first, "origin").count("seed") == 1
+    assert texts(first, "origin").count("review") == 2
+    assert texts(second, "origin").count("seed") == 0, "the seed is not accepted any more"
+    assert texts(second, "origin").count("review") == 1
+
+
+def test_of_a_seed_row_and_a_generated_row_with_the_same_texts_the_seed_row_stays(tmp_path: Path) -> None:
+    made = bench(
+        tmp_path, instructions=[HIGH["instruction"]], responses=[HIGH["response"]], training={"replay_seed": "all"}
+    )
+    same = [row for row in sft_of(made, LOW, HIGH).to_pylist() if row["response"] == HIGH["response"]]
+    assert [(row["origin"], row["iteration"]) for row in same] == [("seed", -1)]
+
+
+@pytest.mark.parametrize("prompts", PROMPT_SETS)
+def test_replayed_reviews_teach_to_write_a_review_that_parses(tmp_path: Path, prompts: str) -> None:
+    made = bench(tmp_path, prompts, training={"replay_reviews": True})
+    table = sft_of(made, HIGH, reviews=seed_reviews(9, 2.5))
+    reviews = [row for row in table.to_pylist() if row["origin"] == "review"]
+    assert [parse_score(row["response"]) for row in reviews] == [9.0, 2.5]
+    assert [parse_rationale(row["response"]) for row in reviews] == ["Because of 0.", "Because of 1."]
+    for i, row in enumerate(reviews):
+        assert f"Question {i}?" in row["prompt"]
+        assert f"Answer {i}." in row["prompt"]
+        assert made.script.kind_of(row["prompt"]) == "review"
+
+
+def test_sets_of_nothing_are_empty_with_the_right_schema(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    empty, reviewed = table_of([], CANDIDATE_LEDGER), made.review()
+    sft = sft_set(made.context, empty, reviewed, NO_REVIEWS, None)
+    pairs = preference_set(made.context, empty, reviewed, None)
+    assert sft.schema.equals(SFT_SET)
+    assert pairs.schema.equals(PREFERENCE_SET)
+    assert sft.num_rows == pairs.num_rows == 0
+
+
+@pytest.mark.parametrize("prompts", PROMPT_SETS)
+def test_the_initial_set_holds_both_parts_of_the_seed(tmp_path: Path, prompts: str) -> None:
+    table = initial_set(bench(tmp_path, prompts).context, seed_instructions(LOW, HIGH), seed_reviews(9, 1))
+    assert texts(table, "origin") == ["seed", "seed", "review", "review"]
+    assert texts(table, "response")[:2] == [LOW["response"], HIGH["response"]]
+    assert [parse_score(response) for response in texts(table, "response")[2:]] == [9.0, 1.0]
+    assert len(set(texts(table, "row_id"))) == 4
+    assert set(texts(table, "system")) == {load_prompt_set(prompts).content.system}
+
+
+# Seed_t
+
+
+def iterations(folder: Path, count: int, accumulate: bool = True) -> list[dict[str, pa.Table]]:
+    """Some iterations on LOW and HIGH: their reviewed seed, SFT set and preference set."""
+    made: list[dict[str, pa.Table]] = []
+    for t in range(count):
+        step = bench(folder, iteration=t, flawed=[f"Wrong {t}, worth 1"], training={"accumulate": accumulate})
+        earlier = made[-1] if made else {}
+        grown = grown_seed(
+            t, seed_instructions(LOW, HIGH), "merge", None, sft=earlier.get("sft"), reviewed=earlier.get("reviewed")
+        )
+        _, ledger = step.tables(LOW, HIGH)
+        reviewed = review_seed(step.context, grown)
+        made.append(
+            {
+                "reviewed": reviewed,
+                "ledger": ledger,
+                "sft": sft_set(step.context, ledger, reviewed, NO_REVIEWS, earlier.get("sft")),
+                "preferences": preference_set(step.context, ledger, reviewed, earlier.get("preferences")),
+            }
+        )
+    return made
+
+
+def written_in(tables: dict[str, pa.Table], *wanted: int) -> set[str]:
+    return {row["response"] for row in tables["sft"].to_pylist() if row["iteration"] in wanted}
+
+
+def test_the_original_seed_does_not_grow(tmp_path: Path) -> None:
+    (tables,) = iterations(tmp_path, 1)
+    rows = grown_seed(1, seed_instructions(LOW, HIGH), "original", None, sft=tables["sft"])
+    assert rows == [LOW, HIGH]
+
+
+@pytest.mark.parametrize("growth", ["original", "merge", "merge_latest"])
+def test_the_first_iteration_starts_from_seed_0(growth: Any) -> None:
+    assert grown_seed(0, seed_instructions(LOW, HIGH), growth, None) == [LOW, HIGH]
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_merge_adds_all_accepted_rows_so_far_the_newest_first(tmp_path: Path, accumulate: bool) -> None:
+    made = iterations(tmp_path, 2, accumulate)
+    everything = written_in(made[0], 0) | written_in(made[1], 1)
+    assert len(everything) == 8
+    tables = {"sft": made[1]["sft"], "reviewed": made[1]["reviewed"]}
+    rows = grown_seed(2, seed_instructions(LOW, HIGH), "merge", None, **tables)
+    assert rows[:2] == [LOW, HIGH]
+    assert {row["response"] for row in rows[2:6]} == written_in(made[1], 1)
+    assert {row["response"] for row in rows[6:]} == written_in(made[0], 0)
+    assert len({row["seed_id"] for row in rows}) == len(rows) == 10
+
+
+def test_a_grown_seed_names_the_row_that_it_was(tmp_path: Path) -> None:
+    (tables,) = iterations(tmp_path, 1)
+    by_text = {row["response"]: row["row_id"] for row in tables["ledger"].to_pylist()}
+    rows = grown_seed(1, seed_instructions(LOW, HIGH), "merge", None, sft=tables["sft"])
+    assert all(row["parent_ids"] == [by_text[row["response"]]] and row["origin"] == "generated" for row in rows[2:])
+
+
+def test_merge_latest_adds_the_rows_of_the_last_iteration_only(tmp_path: Path) -> None:
+    made = iterations(tmp_path, 2)
+    rows = grown_seed(2, seed_instructions(LOW, HIGH), "merge_latest", None, sft=made[1]["sft"])
+    assert {row["response"] for row in rows[2:]} == written_in(made[1], 1)
+
+
+def test_merge_latest_adds_nothing_where_the_last_iteration_accepted_nothing(tmp_path: Path) -> None:
+    (tables,) = iterations(tmp_path, 1)
+    assert grown_seed(2, seed_instructions(LOW, HIGH), "merge_latest", None, sft=tables["sft"]) == [LOW, HIGH]
+
+
+@pytest.mark.parametrize("growth", ["merge", "merge_latest"])
+def test_rejected_flawed_rows_reenter_where_they_are_given(tmp_path: Path, growth: Any) -> None:
+    (tables,) = iterations(tmp_path, 1)
+    rejected = {row["row_id"]: row for row in tables["ledger"].to_pylist() if row["response"] == "Wrong 0, worth 1"}
+    without = grown_seed(1, seed_instructions(LOW, HIGH), growth, None, sft=tables["sft"])
+    rows = grown_seed(
+        1, seed_instructions(LOW, HIGH), growth, None, sft=tables["sft"], preferences=tables["preferences"]
+    )
+    (added,) = [row for row in rows if row not in without]
+    assert (added["instruction"], added["response"]) == (HIGH["instruction"], "Wrong 0, worth 1")
+    assert added["parent_ids"] == list(rejected)
+
+
+def test_an_original_that_lost_against_a_flawed_row_does_not_enter_twice(tmp_path: Path) -> None:
+    original = seed("fire", "7", origin="generated")
+    pairs = pairs_of(bench(tmp_path, flawed=["Better, worth 10"], construction={"samples": 1}), original)
+    assert texts(pairs, "rejected") == [original["response"]]
+    assert grown_seed(1, seed_instructions(LOW), "merge", None, preferences=pairs) == [LOW]
+
+
+def test_the_cap_keeps_seed_0_first_and_then_the_newest_rows(tmp_path: Path) -> None:
+    made = iterations(tmp_path, 2)
+    tables = {"sft": made[1]["sft"], "reviewed": made[1]["reviewed"]}
+    capped = grown_seed(2, seed_instructions(LOW, HIGH), "merge", 5, **tables)
+    assert capped[:2] == [LOW, HIGH]
+    assert {row["response"] for row in capped[2:]} < written_in(made[1], 1)
+    assert grown_seed(2, seed_instructions(LOW, HIGH), "merge", 1, **tables) == [LOW]
+    assert grown_seed(0, seed_instructions(LOW, HIGH), "original", 1) == [LOW]
