@@ -1,0 +1,99 @@
+"""lm-eval on local tasks, and drift."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lance_dagster.errors import EvaluationError
+from lance_dagster.evaluation.benchmarks import evaluate_checkpoint, evaluation_questions
+from lance_dagster.evaluation.drift import Reference, measure_drift
+from lance_dagster.mini.world import World
+from lance_dagster.settings import EvaluationSettings, ModelSettings
+from lance_dagster_tests.tiny import REPOSITORY
+
+BASE = REPOSITORY / "lance_dagster/mini/base"
+TASKS = str(REPOSITORY / "lance_dagster/mini/lm_eval")
+MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=2)
+DEV = EvaluationSettings(tasks=("mini_dev",), question_fields=("same_question",), batch_size=64)
+
+
+def test_the_score_is_the_share_of_right_answers(tmp_path: Path) -> None:
+    documents = [
+        {"family": "addition", "instruction": "What is 20 + 22?", "answers": ["42"], "same_question": []},
+        {"family": "addition", "instruction": "What is 11 + 12?", "answers": ["24"], "same_question": []},
+        {"family": "parity", "instruction": "Is 8 even or odd?", "answers": ["odd", "even"], "same_question": []},
+        {"family": "parity", "instruction": "Is 9 even or odd?", "answers": ["odd"], "same_question": []},
+    ]
+    for name in ("mini_tasks.py", "mini_dev.yaml"):
+        (tmp_path / name).write_bytes((Path(TASKS) / name).read_bytes())
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    settings = DEV.model_copy(update={"breakdown_field": "family"})
+    table = evaluate_checkpoint(BASE, "d", "base", -1, MODEL, settings, str(tmp_path), print)
+    scores = {row["task"]: row for row in table.to_pylist()}
+    assert scores["mini_dev"]["value"] == 0.75  # 23 is not an accepted answer to the second, on purpose
+    assert scores["mini_dev/addition"]["value"] == 0.5
+    assert scores["mini_dev/parity"]["value"] == 1.0
+    assert scores["mini_dev"]["documents"] == 4
+    assert math.isclose(scores["mini_dev"]["stderr"], math.sqrt(0.75 * 0.25 / 3), rel_tol=1e-6)
+
+
+def test_the_same_checkpoint_scores_the_same_twice() -> None:
+    settings = DEV.model_copy(update={"limit": 40})
+    first, second = (
+        evaluate_checkpoint(BASE, "d", "base", -1, MODEL, settings, TASKS, print, seed) for seed in (0, 1)
+    )
+    assert first.equals(second)
+
+
+def test_the_base_model_answers_and_its_scores_are_high() -> None:
+    table = evaluate_checkpoint(BASE, "d", "base", -1, MODEL, DEV, TASKS, print)
+    assert table["value"][0].as_py() > 0.95
+    assert table["documents"][0].as_py() == 252
+
+
+def test_questions_are_all_texts_that_ask_the_same() -> None:
+    questions = evaluation_questions(DEV, TASKS)
+    world = World()
+    assert len(questions) > 500
+    for question in questions[:200]:
+        item = world.read(question)
+        assert item is not None
+        assert item.split == "dev"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ("no_such_task",)}, "no_such_task"),
+        ({"question_fields": ("nothing",)}, "have no field 'nothing'"),
+    ],
+)
+def test_unknown_tasks_and_fields_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        evaluation_questions(DEV.model_copy(update=change), TASKS)
+
+
+def test_a_missing_task_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="there is no folder"):
+        evaluation_questions(DEV, str(tmp_path / "missing"))
+
+
+def test_a_model_does_not_drift_from_itself_and_does_from_another(tmp_path: Path) -> None:
+    from lance_dagster.storage.models import load_model
+    from lance_dagster.training.stage import save_model
+
+    moved = load_model(BASE, MODEL)
+    for weight in moved.parameters():
+        weight.data.mul_(1.01)
+    save_model(moved, BASE, tmp_path / "moved")
+    probes = [([{"role": "user", "content": f"Add {n} and 2."}], str(n + 2)) for n in range(1, 20)]
+    references = [Reference("self", BASE, "a"), Reference("moved", tmp_path / "moved", "b")]
+    rows = measure_drift(BASE, "a", 0, references, probes, MODEL, print).to_pylist()
+    assert rows[0]["kl"] == rows[0]["weight_distance"] == 0.0
+    assert rows[1]["kl"] > 0.0
+    assert math.isclose(rows[1]["weight_distance"], 0.01 / 1.01, rel_tol=1e-3)
+    assert rows[0]["response_nll"] == rows[1]["response_nll"] > 0.0
