@@ -23,7 +23,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 # The folder with dagster.yaml; history of runs lies under data/dagster.
-demo ui test bench lint: export DAGSTER_HOME = $(CURDIR)
+export DAGSTER_HOME = $(CURDIR)
+export VIRTUAL_ENV = $(CURDIR)/$(VENV)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 demo: $(READY)
 	$(BIN)/lance-dagster demo --iterations $(ITERATIONS)
@@ -39,7 +41,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dg check defs
+	$(BIN)/dg check defs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -115,10 +115,15 @@ def test_the_parents_of_every_row_exist(tmp_path: Path) -> None:
 
 
 def test_sampling_seeds_differ_between_samples_kinds_seeds_and_iterations(tmp_path: Path) -> None:
-    seeds = [LOW, HIGH, seed("sea", "1"), seed("sky", "8")]
-    rows = [row for t in range(3) for row in generated(bench(tmp_path, iteration=t), *seeds)]
-    used = [row["sampling"]["seed"] for row in rows]
-    assert len(set(used)) == len(used) == 3 * (2 * (2 + 4) + 2 * 2)
+    used: list[int] = []
+    for iteration in range(3):
+        made = bench(tmp_path, iteration=iteration)
+        rows = generated(made, LOW, HIGH, seed("sea", "1"), seed("sky", "8"))
+        asked = [request.seed for request in made.engine.requests]
+        assert {row["sampling"]["seed"] for row in rows} == set(asked) - {r.seed for r in made.asked("review")}
+        used += asked
+    reviews, low, high = 4 * 3, 2 * (2 + 4), 2 * 2
+    assert len(set(used)) == len(used) == 3 * (reviews + low + high)
 
 
 def test_another_experiment_seed_gives_other_samples(tmp_path: Path) -> None:

@@ -263,6 +263,11 @@ def test_the_same_response_to_two_instructions_is_no_repetition(tmp_path: Path) 
     assert fates(rows, RESPONSE) == [None, None]
 
 
+def test_a_response_to_a_new_instruction_may_be_that_of_the_seed(tmp_path: Path) -> None:
+    rows = bench(tmp_path, responses=[LOW["response"]], construction=filters(rouge_responses=False)).ledger(LOW)
+    assert fates(rows, RESPONSE)[0] == "below_acceptance", "it was reviewed, which a repetition is not"
+
+
 @pytest.mark.parametrize("text", [HIGH["response"], HIGH["response"].replace(" ", "\n  ")])
 @pytest.mark.parametrize("compare", [True, False])
 def test_a_flawed_response_that_repeats_the_original_is_dropped(tmp_path: Path, text: str, compare: bool) -> None:
