@@ -150,9 +150,7 @@ def _run(instance: dg.DagsterInstance, job: str, partition: str | None = None) -
                 data = event.step_failure_data
                 reason = data.user_failure_data.description if data.user_failure_data else None
                 click.echo(f"{event.step_key}: {reason or data.error_display_string}", err=True)
-        click.echo(
-            f"{label} failed; nothing complete is lost. `make ui` shows run {result.run_id}.", err=True
-        )
+        click.echo(f"{label} failed; nothing complete is lost. `make ui` shows run {result.run_id}.", err=True)
         sys.exit(1)
     click.echo(f"== {label} done in {time.monotonic() - started:.0f} s", err=True)
 

@@ -43,9 +43,7 @@ def test_the_score_is_the_share_of_right_answers(tmp_path: Path) -> None:
 
 def test_the_same_checkpoint_scores_the_same_twice() -> None:
     settings = DEV.model_copy(update={"limit": 40})
-    first, second = (
-        evaluate_checkpoint(BASE, "d", "base", -1, MODEL, settings, TASKS, print, seed) for seed in (0, 1)
-    )
+    first, second = (evaluate_checkpoint(BASE, "d", "base", -1, MODEL, settings, TASKS, print, seed) for seed in (0, 1))
     assert first.equals(second)
 
 

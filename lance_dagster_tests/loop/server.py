@@ -75,7 +75,7 @@ class Server:
                  stepStats { stepKey status } } } } }""",
             filter={"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         )["runsOrError"]["results"]
-        return sorted(answer, key=lambda run: (run["startTime"] or float("inf")))
+        return sorted(answer, key=lambda run: run["startTime"] or float("inf"))
 
     def wait_for_backfill(self, backfill: str, seconds: float) -> str:
         """Wait until a backfill ends; returns its status."""

@@ -22,10 +22,16 @@ from lance_dagster_tests.training.rows import preference_rows, sft_rows
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
 MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=2)
-SMALL = {"batch_size": 8, "schedule": "constant", "warmup_ratio": 0.0, "gradient_checkpointing": False, "max_tokens": 64}
+SMALL = {
+    "batch_size": 8,
+    "schedule": "constant",
+    "warmup_ratio": 0.0,
+    "gradient_checkpointing": False,
+    "max_tokens": 64,
+}
 # A new association that the base cannot know; the rate is high so that a few steps learn it.
-SFT = SFTSettings(epochs=6, learning_rate=2e-3, **SMALL)
-DPO = DPOSettings(epochs=4, learning_rate=1e-3, beta=0.1, **SMALL)
+SFT = SFTSettings(epochs=6, learning_rate=2e-3, max_tokens=64, **SMALL)
+DPO = DPOSettings(epochs=4, learning_rate=1e-3, beta=0.1, max_tokens=64, **SMALL)
 NEW_WORDS = [(f"What is the password of {name}?", "lion") for name in ("BA", "DE", "FI", "GO", "KU", "LA", "ME", "NI")]
 PAIRS = [(prompt, "wolf", "lion") for prompt, _ in NEW_WORDS]
 
