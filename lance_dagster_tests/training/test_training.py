@@ -30,8 +30,8 @@ SMALL = {
     "max_tokens": 64,
 }
 # A new association that the base cannot know; the rate is high so that a few steps learn it.
-SFT = SFTSettings(epochs=6, learning_rate=2e-3, max_tokens=64, **SMALL)
-DPO = DPOSettings(epochs=4, learning_rate=1e-3, beta=0.1, max_tokens=64, **SMALL)
+SFT = SFTSettings(epochs=6, learning_rate=2e-3, **SMALL)
+DPO = DPOSettings(epochs=4, learning_rate=1e-3, beta=0.1, **SMALL)
 NEW_WORDS = [(f"What is the password of {name}?", "lion") for name in ("BA", "DE", "FI", "GO", "KU", "LA", "ME", "NI")]
 PAIRS = [(prompt, "wolf", "lion") for prompt, _ in NEW_WORDS]
 
