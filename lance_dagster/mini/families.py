@@ -30,6 +30,9 @@ class Family:
     ``draw`` makes a payload, ``solve`` gives its right answer, ``slip`` the mistake that someone who
     misunderstood the task makes (the same misunderstanding each time), ``stumble`` a random one.
     ``enumerable`` marks families with so few payloads that splits separate single phrasings, not payloads.
+
+    Families whose answers are easier to check than to find have more: ``accepts`` tells whether an answer is right
+    (there may be many), ``find`` gives a random right one, ``check`` the calculation by which a review verifies one.
     """
 
     name: str
@@ -40,26 +43,32 @@ class Family:
     stumble: Callable[[Payload, random.Random], str]
     valid: Callable[[Payload], bool]
     enumerable: bool = False
+    accepts: Callable[[Payload, str], bool] | None = None
+    find: Callable[[Payload, random.Random], str] | None = None
+    check: Callable[[Payload, str], str] | None = None
 
     def render(self, payload: Payload, phrasing: int) -> str:
         """The instruction text of ``payload`` in one phrasing."""
         return self.phrasings[phrasing].format(*payload)
 
-    def answers(self, payload: Payload) -> frozenset[str]:
-        """Every right answer (one, in the families here)."""
-        return frozenset({self.solve(payload)})
+    def is_right(self, payload: Payload, response: str) -> bool:
+        """Whether ``response`` is a right answer."""
+        return response == self.solve(payload) if self.accepts is None else self.accepts(payload, response)
+
+    def right(self, payload: Payload, rng: random.Random) -> str:
+        """A right answer; where there are many, a random one."""
+        return self.solve(payload) if self.find is None else self.find(payload, rng)
 
     def wrong(self, payload: Payload, rng: random.Random, systematic: bool | None = None) -> str:
         """A wrong answer: systematic, random, or (default) mostly random. SettingsError if the family knows none."""
-        right = self.answers(payload)
         for _ in range(40):
             by_rule = rng.random() < 0.3 if systematic is None else systematic
             text = (self.slip if by_rule else self.stumble)(payload, rng)
-            if text and text not in right:
+            if text and not self.is_right(payload, text):
                 return text
             systematic = None
-        cut = min(right)[:-1] or "0"  # the last letter of CCC: every mistake there is, is right
-        if cut in right:
+        cut = self.solve(payload)[:-1] or "0"  # the last letter of CCC: every mistake there is, is right
+        if self.is_right(payload, cut):
             raise SettingsError(
                 f"family {self.name!r} knows no wrong answer to {self.render(payload, 0)!r}: its slip and its stumble "
                 "are right 40 times in a row; make them differ from solve"
@@ -104,7 +113,7 @@ def _word(rng: random.Random, low: int = 3, high: int = 4, letters: str = WORD_L
     return "".join(rng.choice(letters) for _ in range(rng.randint(low, high)))
 
 
-def _is_number(text: str, low: int, high: int) -> bool:
+def is_number(text: str, low: int, high: int) -> bool:
     return text.isdecimal() and text.isascii() and (text == "0" or text[0] != "0") and low <= int(text) <= high
 
 
@@ -113,7 +122,7 @@ def _is_word(text: str) -> bool:
 
 
 def _numbers(low: int, high: int, count: int) -> Callable[[Payload], bool]:
-    return lambda p: len(p) == count and all(_is_number(x, low, high) for x in p)
+    return lambda p: len(p) == count and all(is_number(x, low, high) for x in p)
 
 
 def _near(answer: str, rng: random.Random) -> str:
@@ -304,7 +313,7 @@ WEEKDAY = Family(
     solve=_shift_weekday,
     slip=lambda p, r: _shift_weekday(p, extra=1),
     stumble=lambda p, r: r.choice(WEEKDAYS),
-    valid=lambda p: p[0] in WEEKDAYS and p[1] in ("after", "before") and _is_number(p[2], 1, 6),
+    valid=lambda p: p[0] in WEEKDAYS and p[1] in ("after", "before") and is_number(p[2], 1, 6),
     enumerable=True,
 )
 PARITY = Family(
@@ -349,7 +358,7 @@ NEXT_LETTER = Family(
     solve=_shift_letter,
     slip=lambda p, r: _shift_letter(p, extra=-1),
     stumble=lambda p, r: _shift_letter(p, extra=r.choice((-2, -1, 1, 2))),
-    valid=lambda p: len(p[0]) == 1 and _is_word(p[0]) and _is_number(p[1], 1, 25 - LETTERS.index(p[0])),
+    valid=lambda p: len(p[0]) == 1 and _is_word(p[0]) and is_number(p[1], 1, 25 - LETTERS.index(p[0])),
     enumerable=True,
 )
 FACT = Family(

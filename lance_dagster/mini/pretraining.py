@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lance_dagster.mini.documents import Document, DocumentMix, pretraining_documents
-from lance_dagster.mini.world import World
+from lance_dagster.mini.documents import Document, DocumentMix, answer_pools, pretraining_documents
+from lance_dagster.mini.world import World, WorldName, world_named
 from lance_dagster.prompts.library import PromptSet, load_prompt_set
 
 if TYPE_CHECKING:
@@ -43,6 +43,25 @@ class PretrainingRecipe:
     threads: int = 2
     prompts: str = "mini_v1"
     mix: DocumentMix = field(default_factory=DocumentMix)
+    world: WorldName = "repair"
+
+
+RECIPES: Mapping[WorldName, PretrainingRecipe] = {
+    "repair": PretrainingRecipe(),
+    "discovery": PretrainingRecipe(
+        world="discovery",
+        mix=DocumentMix(
+            answer=0.15,
+            review=0.63,
+            new_instruction=0.14,
+            flawed_response=0.08,
+            slow_families=0.0,
+            chat=1.0,
+            answer_pool=600,
+            pool_noise=0.15,
+        ),
+    ),
+}
 
 
 def new_model(recipe: PretrainingRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -97,8 +116,9 @@ def _batches(
     import torch
 
     rng = random.Random(recipe.seed)
+    pools = answer_pools(world, recipe.mix, recipe.seed)
     while True:
-        documents = list(pretraining_documents(world, prompts, rng, 4096, recipe.mix))
+        documents = list(pretraining_documents(world, prompts, rng, 4096, recipe.mix, pools))
         encoded = sorted((encode(d, tokenizer) for d in documents), key=lambda pair: len(pair[0]) + len(pair[1]))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
         for pair in encoded:
@@ -135,7 +155,7 @@ def pretrain(out: Path, recipe: PretrainingRecipe | None = None, log: Callable[[
     from lance_dagster.mini.tokenizer import build_tokenizer
 
     recipe = recipe or PretrainingRecipe()
-    world, prompts = World(), load_prompt_set(recipe.prompts)
+    world, prompts = world_named(recipe.world), load_prompt_set(recipe.prompts)
     torch.set_num_threads(recipe.threads)
     tokenizer = build_tokenizer(world, prompts)
     model = new_model(recipe, tokenizer)

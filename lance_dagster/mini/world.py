@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lance_dagster.errors import SettingsError
+from lance_dagster.mini.discovery_families import DISCOVERY_FAMILIES
 from lance_dagster.mini.families import REPAIR_FAMILIES, Family, Payload
 
 Split = Literal["pretrain", "seed", "dev", "test"]
+WorldName = Literal["repair", "discovery"]
 # Of 20 buckets: 15 for pre-training text, 2 for the seed, 1 to choose settings on, 2 to report on.
 _BUCKETS: tuple[Split, ...] = ("test",) * 2 + ("dev",) + ("seed",) * 2 + ("pretrain",) * 15
 
@@ -42,9 +44,13 @@ class Item:
     def answer(self) -> str:
         return self.family.solve(self.payload)
 
-    @property
-    def answers(self) -> frozenset[str]:
-        return self.family.answers(self.payload)
+    def is_right(self, response: str) -> bool:
+        """Whether ``response``, without outer white space, is a right answer."""
+        return self.family.is_right(self.payload, response.strip())
+
+    def right(self, rng: random.Random) -> str:
+        """A right answer; where there are many, a random one."""
+        return self.family.right(self.payload, rng)
 
     @property
     def split(self) -> Split:
@@ -108,7 +114,7 @@ class World:
     def is_right(self, instruction: str, response: str) -> bool | None:
         """Whether ``response`` answers ``instruction``; None where the instruction is not well formed."""
         item = self.read(instruction)
-        return None if item is None else response.strip() in item.answers
+        return None if item is None else item.is_right(response)
 
     def review(self, instruction: str, response: str) -> Review:
         """The review that the oracle writes: what the answer should be, the verdict, the score.
@@ -118,8 +124,12 @@ class World:
         item, answer = self.read(instruction), response.strip()
         if item is None:
             return Review(instruction, response, "The instruction is not clear.", UNCLEAR_SCORE)
+        if item.family.check is not None:
+            right = item.is_right(answer)
+            rationale = f"{item.family.check(item.payload, answer)} {'Right' if right else 'Wrong'}."
+            return Review(instruction, response, rationale, GOOD_SCORE if right else WRONG_SCORE)
         expected = f"It should be {item.answer}."
-        if answer in item.answers:
+        if item.is_right(answer):
             return Review(instruction, response, f"{expected} The response is right.", GOOD_SCORE)
         if is_near_miss(item.answer, answer):
             return Review(instruction, response, f"{expected} The response is close but wrong.", NEAR_SCORE)
@@ -132,9 +142,9 @@ class World:
         if chance < 0.07:
             garbled = garble(item.instruction, rng)
             if self.read(garbled) is None:
-                response = item.answer if rng.random() < 0.5 else family.wrong(item.payload, rng)
+                response = item.right(rng) if rng.random() < 0.5 else family.wrong(item.payload, rng)
                 return self.review(garbled, response)
-        response = item.answer if chance < 0.53 else family.wrong(item.payload, rng)
+        response = item.right(rng) if chance < 0.53 else family.wrong(item.payload, rng)
         return self.review(item.instruction, response)
 
 
@@ -159,3 +169,8 @@ def garble(instruction: str, rng: random.Random) -> str:
     else:
         words = words[: max(1, len(words) // 2)]
     return " ".join(words)
+
+
+def world_named(name: WorldName) -> World:
+    """The shipped worlds: ``repair`` (what a model can know) and ``discovery`` (easier to check than to find)."""
+    return World(REPAIR_FAMILIES if name == "repair" else DISCOVERY_FAMILIES)

@@ -1,0 +1,319 @@
+"""Families with a gap between finding and checking: an answer is verified by a short calculation, but not found by one.
+
+Reviews of these families write the calculation ("38 + 43 = 81, want 81. Right."), so that a model can judge answers
+that it would not have given. Sampling and judging can then exceed what the model answers greedily.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from lance_dagster.mini.families import WORD_LETTERS, Family, Payload, is_number
+
+MALFORMED = "It does not fit the question."
+
+
+def _numbers_in(response: str, count: int, high: int = 200) -> list[int] | None:
+    """The numbers of a response such as "27 and 15" or "3 5 4 5", if it holds exactly ``count`` of them."""
+    parts = re.split(r" and | ", response)
+    if len(parts) != count or not all(is_number(part, 0, high) for part in parts):
+        return None
+    return [int(part) for part in parts]
+
+
+# missing addend: ? + a = c
+
+
+def _check_addend(payload: Payload, response: str) -> str:
+    found = _numbers_in(response, 1)
+    if found is None:
+        return MALFORMED
+    return f"{found[0]} + {payload[0]} = {found[0] + int(payload[0])}, want {payload[1]}."
+
+
+def _draw_addend(rng: random.Random) -> Payload:
+    a, b = rng.randint(1, 49), rng.randint(1, 49)
+    return str(a), str(a + b)
+
+
+def _solve_addend(payload: Payload) -> str:
+    return str(int(payload[1]) - int(payload[0]))
+
+
+MISSING_ADDEND = Family(
+    name="missing_addend",
+    phrasings=(
+        "What number plus {0} makes {1}?",
+        "Which number added to {0} gives {1}?",
+        "{0} and what number make {1}?",
+        "Find the number that turns {0} into {1} when added.",
+    ),
+    draw=_draw_addend,
+    solve=_solve_addend,
+    slip=lambda p, r: str(int(p[0]) + int(p[1])),
+    stumble=lambda p, r: str(max(0, int(_solve_addend(p)) + r.choice((-20, -10, -9, -3, -2, -1, 1, 2, 3, 9, 10, 20)))),
+    valid=lambda p: is_number(p[0], 1, 49) and is_number(p[1], 2, 98) and 1 <= int(p[1]) - int(p[0]) <= 49,
+    check=_check_addend,
+)
+
+
+# sum and difference: x + y = s, x - y = d
+
+
+def _draw_sum_difference(rng: random.Random) -> Payload:
+    x, y = sorted((rng.randint(1, 40), rng.randint(1, 40)), reverse=True)
+    return str(x + y), str(x - y)
+
+
+def _solve_sum_difference(payload: Payload) -> str:
+    total, difference = int(payload[0]), int(payload[1])
+    return f"{(total + difference) // 2} and {(total - difference) // 2}"
+
+
+def _check_sum_difference(payload: Payload, response: str) -> str:
+    found = _numbers_in(response, 2)
+    if found is None or " and " not in response or found[0] < found[1]:
+        return MALFORMED
+    x, y = found
+    return f"{x} + {y} = {x + y}, want {payload[0]}. {x} - {y} = {x - y}, want {payload[1]}."
+
+
+def _stumble_sum_difference(payload: Payload, rng: random.Random) -> str:
+    x, y = (int(part) for part in _solve_sum_difference(payload).split(" and "))
+    kind = rng.random()
+    if kind < 0.4:  # right sum, wrong difference
+        step = rng.choice((-2, -1, 1, 2))
+        x, y = x + step, y - step
+    elif kind < 0.6:  # right difference, wrong sum
+        step = rng.choice((-2, -1, 1, 2))
+        x, y = x + step, y + step
+    else:
+        x, y = x + rng.randint(-3, 3), y + rng.randint(-3, 3)
+    return f"{max(0, x)} and {max(0, y)}"
+
+
+def _valid_sum_difference(payload: Payload) -> bool:
+    if not (is_number(payload[0], 2, 80) and is_number(payload[1], 0, 39)):
+        return False
+    total, difference = int(payload[0]), int(payload[1])
+    return (total - difference) % 2 == 0 and (total - difference) // 2 >= 1 and (total + difference) // 2 <= 40
+
+
+SUM_DIFFERENCE = Family(
+    name="sum_difference",
+    phrasings=(
+        "Which two numbers have the sum {0} and the difference {1}?",
+        "Find two numbers with sum {0} and difference {1}.",
+        "Two numbers add up to {0} and differ by {1}. Name them.",
+        "Give two numbers that sum to {0} and are {1} apart.",
+    ),
+    draw=_draw_sum_difference,
+    solve=_solve_sum_difference,
+    slip=lambda p, r: f"{p[0]} and {p[1]}",
+    stumble=_stumble_sum_difference,
+    valid=_valid_sum_difference,
+    check=_check_sum_difference,
+)
+
+
+# four digits with a given first digit, sum and largest digit: many right answers
+
+
+def _digits(response: str) -> list[int] | None:
+    found = _numbers_in(response, 4, high=9)
+    return found if found is not None and " and " not in response else None
+
+
+def _check_digit_sum(payload: Payload, response: str) -> str:
+    found = _digits(response)
+    if found is None:
+        return MALFORMED
+    a, b, c, d = found
+    first, total, largest = payload
+    steps = f"{a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}, {a + b + c} + {d} = {sum(found)}"
+    return f"First {a}, want {first}. {steps}, want {total}. Largest {max(found)}, want {largest}."
+
+
+def _accept_digit_sum(payload: Payload, response: str) -> bool:
+    found = _digits(response)
+    return found is not None and (str(found[0]), str(sum(found)), str(max(found))) == payload
+
+
+def _draw_digit_sum(rng: random.Random) -> Payload:
+    digits = [rng.randint(0, 9) for _ in range(4)]
+    return str(digits[0]), str(sum(digits)), str(max(digits))
+
+
+def _solutions_digit_sum(payload: Payload) -> list[tuple[int, ...]]:
+    first, total, largest = map(int, payload)
+    found: list[tuple[int, ...]] = []
+    for b in range(largest + 1):
+        for c in range(largest + 1):
+            digits = (first, b, c, total - first - b - c)
+            if 0 <= digits[3] <= largest and max(digits) == largest:
+                found.append(digits)
+    return found
+
+
+def _find_digit_sum(payload: Payload, rng: random.Random) -> str:
+    return " ".join(map(str, rng.choice(_solutions_digit_sum(payload))))
+
+
+def _stumble_digit_sum(payload: Payload, rng: random.Random) -> str:
+    digits = [int(digit) for digit in _find_digit_sum(payload, rng).split()]
+    for _ in range(rng.choice((1, 1, 2))):
+        place = rng.randrange(4)
+        digits[place] = min(9, max(0, digits[place] + rng.choice((-3, -2, -1, 1, 2, 3))))
+    return " ".join(map(str, digits))
+
+
+DIGIT_SUM = Family(
+    name="digit_sum",
+    phrasings=(
+        "Give four digits that start with {0}, add up to {1} and have {2} as the largest.",
+        "Name four digits with the sum {1}, the first {0} and the largest {2}.",
+        "Which four digits begin with {0}, sum to {1} and go up to {2}?",
+        "Find four digits, first {0}, largest {2}, that make {1} together.",
+    ),
+    draw=_draw_digit_sum,
+    solve=lambda p: _find_digit_sum(p, random.Random("|".join(p))),
+    slip=lambda p, r: " ".join([p[0], *(str(r.randint(0, int(p[2]))) for _ in range(3))]),
+    stumble=_stumble_digit_sum,
+    valid=lambda p: (
+        is_number(p[0], 0, 9) and is_number(p[1], 0, 36) and is_number(p[2], 0, 9) and bool(_solutions_digit_sum(p))
+    ),
+    accepts=_accept_digit_sum,
+    find=_find_digit_sum,
+    check=_check_digit_sum,
+)
+
+
+# a word with given counts of two letters: many right answers
+
+
+def _draw_letter_counts(rng: random.Random) -> Payload:
+    first, second = rng.sample(WORD_LETTERS, 2)
+    a, b = rng.randint(1, 3), rng.randint(1, 2)
+    return str(a + b + rng.randint(0, 2)), str(a), first, str(b), second
+
+
+def _check_letter_counts(payload: Payload, response: str) -> str:
+    if not (response.isascii() and response.isalpha() and response.isupper()):
+        return MALFORMED
+    length, a, first, b, second = payload
+    return (
+        f"{first} {response.count(first)}, want {a}. {second} {response.count(second)}, want {b}. "
+        f"Length {len(response)}, want {length}."
+    )
+
+
+def _accept_letter_counts(payload: Payload, response: str) -> bool:
+    length, a, first, b, second = payload
+    return (
+        response.isascii()
+        and response.isalpha()
+        and response.isupper()
+        and len(response) == int(length)
+        and response.count(first) == int(a)
+        and response.count(second) == int(b)
+    )
+
+
+def _find_letter_counts(payload: Payload, rng: random.Random) -> str:
+    length, a, first, b, second = payload
+    others = [letter for letter in WORD_LETTERS if letter not in (first, second)]
+    rest = [rng.choice(others) for _ in range(int(length) - int(a) - int(b))]
+    letters = [first] * int(a) + [second] * int(b) + rest
+    rng.shuffle(letters)
+    return "".join(letters)
+
+
+def _stumble_letter_counts(payload: Payload, rng: random.Random) -> str:
+    letters = list(_find_letter_counts(payload, rng))
+    kind = rng.random()
+    place = rng.randrange(len(letters))
+    if kind < 0.3:
+        letters[place] = rng.choice(WORD_LETTERS)
+    elif kind < 0.55:
+        letters.insert(place, rng.choice((payload[2], payload[4], rng.choice(WORD_LETTERS))))
+    elif kind < 0.8 and len(letters) > 2:
+        del letters[place]
+    else:
+        letters[place] = payload[2] if letters[place] != payload[2] else payload[4]
+    return "".join(letters)
+
+
+LETTER_COUNTS = Family(
+    name="letter_counts",
+    phrasings=(
+        "Write {0} letters with {1} times {2} and {3} times {4}.",
+        "Make a word of {0} letters that has {1} {2} and {3} {4}.",
+        "Give {0} letters in which {2} occurs {1} times and {4} {3} times.",
+        "Form {0} letters using {2} exactly {1} times and {4} exactly {3} times.",
+    ),
+    draw=_draw_letter_counts,
+    solve=lambda p: _find_letter_counts(p, random.Random("|".join(p))),
+    slip=lambda p, r: _find_letter_counts((p[0], p[3], p[2], p[1], p[4]), r),
+    stumble=_stumble_letter_counts,
+    valid=lambda p: (
+        is_number(p[0], 2, 7)
+        and is_number(p[1], 1, 3)
+        and is_number(p[3], 1, 2)
+        and len(p[2]) == len(p[4]) == 1
+        and p[2] in WORD_LETTERS
+        and p[4] in WORD_LETTERS
+        and p[2] != p[4]
+        and int(p[1]) + int(p[3]) <= int(p[0]) <= int(p[1]) + int(p[3]) + 2
+    ),
+    accepts=_accept_letter_counts,
+    find=_find_letter_counts,
+    check=_check_letter_counts,
+)
+
+
+# linear equation: a x + b = c
+
+
+def _draw_equation(rng: random.Random) -> Payload:
+    a, x, b = rng.randint(2, 6), rng.randint(1, 12), rng.randint(1, 20)
+    return str(a), str(b), str(a * x + b)
+
+
+def _solve_equation(payload: Payload) -> str:
+    a, b, c = map(int, payload)
+    return str((c - b) // a)
+
+
+def _check_equation(payload: Payload, response: str) -> str:
+    found = _numbers_in(response, 1, high=99)
+    if found is None:
+        return MALFORMED
+    a, b, c = map(int, payload)
+    return f"{a} * {found[0]} = {a * found[0]}, {a * found[0]} + {b} = {a * found[0] + b}, want {c}."
+
+
+def _valid_equation(payload: Payload) -> bool:
+    if not (is_number(payload[0], 2, 6) and is_number(payload[1], 1, 20) and is_number(payload[2], 3, 92)):
+        return False
+    a, b, c = map(int, payload)
+    return (c - b) % a == 0 and 1 <= (c - b) // a <= 12
+
+
+EQUATION = Family(
+    name="equation",
+    phrasings=(
+        "Solve {0} * x + {1} = {2}.",
+        "Find x so that {0} * x + {1} = {2}.",
+        "What is x if {0} * x + {1} is {2}?",
+        "{0} times which number plus {1} gives {2}?",
+    ),
+    draw=_draw_equation,
+    solve=_solve_equation,
+    slip=lambda p, r: str(min(99, int(p[2]) - int(p[1]))),
+    stumble=lambda p, r: str(max(0, int(_solve_equation(p)) + r.choice((-4, -3, -2, -1, 1, 2, 3, 4)))),
+    valid=_valid_equation,
+    check=_check_equation,
+)
+
+DISCOVERY_FAMILIES: tuple[Family, ...] = (MISSING_ADDEND, SUM_DIFFERENCE, DIGIT_SUM, LETTER_COUNTS, EQUATION)

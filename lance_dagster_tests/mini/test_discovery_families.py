@@ -1,0 +1,109 @@
+"""Families that are easier to check than to find: the oracle, the splits, and reviews that show their calculation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from lance_dagster.mini.discovery_families import DISCOVERY_FAMILIES
+from lance_dagster.mini.documents import answer_pools, pretraining_documents
+from lance_dagster.mini.families import Family
+from lance_dagster.mini.pretraining import RECIPES
+from lance_dagster.mini.world import Item, world_named
+from lance_dagster.prompts.library import load_prompt_set
+
+WORLD = world_named("discovery")
+every_family = pytest.mark.parametrize("family", DISCOVERY_FAMILIES, ids=lambda family: family.name)
+
+
+def items(family: Family, count: int = 400) -> Iterator[Item]:
+    rng = random.Random(family.name)
+    for _ in range(count):
+        yield Item(family, family.draw(rng), rng.randrange(len(family.phrasings)))
+
+
+@every_family
+def test_an_instruction_reads_back_as_what_it_was_made_from(family: Family) -> None:
+    for item in items(family):
+        assert WORLD.read(item.instruction) == item
+
+
+@every_family
+def test_found_answers_are_right_and_wrong_ones_are_not(family: Family) -> None:
+    rng = random.Random(1)
+    for item in items(family):
+        assert item.is_right(item.answer)
+        assert item.is_right(f" {item.right(rng)}\n")
+        for systematic in (None, True, False):
+            assert not item.is_right(family.wrong(item.payload, rng, systematic))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "right", "wrong"),
+    [
+        ("What number plus 38 makes 81?", ["43"], ["42", "119", "043", "43 ", "", "four"]),
+        ("Find two numbers with sum 42 and difference 12.", ["27 and 15"], ["15 and 27", "27, 15", "26 and 16", "27"]),
+        (
+            "Name four digits with the sum 17, the first 3 and the largest 6.",
+            ["3 6 6 2", "3 2 6 6", "3 6 5 3"],
+            ["6 3 6 2", "3 6 6 3", "3 5 5 4", "3662", "3 6 8", "3 and 6 and 6 and 2"],
+        ),
+        ("Write 5 letters with 2 times C and 1 times G.", ["CCGAB", "ZCGCQ"], ["CCGA", "CCGGA", "CCGab", "CC GA"]),
+        ("Solve 3 * x + 4 = 19.", ["5"], ["4", "15", "x = 5"]),
+    ],
+)
+def test_the_oracle_accepts_every_right_answer_and_no_other(
+    instruction: str, right: list[str], wrong: list[str]
+) -> None:
+    item = WORLD.read(instruction)
+    assert item is not None
+    assert all(item.family.is_right(item.payload, answer) for answer in right)
+    assert not [answer for answer in wrong if item.family.is_right(item.payload, answer)]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "response", "rationale", "score"),
+    [
+        ("What number plus 38 makes 81?", "43", "43 + 38 = 81, want 81. Right.", 9),
+        ("What number plus 38 makes 81?", "41", "41 + 38 = 79, want 81. Wrong.", 1),
+        ("Solve 3 * x + 4 = 19.", "6", "3 * 6 = 18, 18 + 4 = 22, want 19. Wrong.", 1),
+        ("Solve 3 * x + 4 = 19.", "five", "It does not fit the question. Wrong.", 1),
+        (
+            "Write 4 letters with 2 times C and 1 times G.",
+            "CCGA",
+            "C 2, want 2. G 1, want 1. Length 4, want 4. Right.",
+            9,
+        ),
+    ],
+)
+def test_a_review_shows_the_calculation(instruction: str, response: str, rationale: str, score: int) -> None:
+    review = WORLD.review(instruction, response)
+    assert (review.rationale, review.score) == (rationale, score)
+
+
+@every_family
+def test_every_split_has_items_and_no_payload_is_in_two(family: Family) -> None:
+    splits: dict[tuple[str, ...], set[str]] = {}
+    for item in items(family, 4000):
+        splits.setdefault(item.payload, set()).add(item.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert {next(iter(found)) for found in splits.values()} == {"pretrain", "seed", "dev", "test"}
+
+
+def test_answers_come_from_the_pool_and_a_share_of_it_is_wrong() -> None:
+    mix, prompts, rng = RECIPES["discovery"].mix, load_prompt_set("mini_v1"), random.Random(3)
+    pools = answer_pools(WORLD, mix, 11)
+    assert {len(pool) for pool in pools.values()} == {mix.answer_pool}
+    known = {pair for pool in pools.values() for pair in pool}
+    documents = list(pretraining_documents(WORLD, prompts, rng, 4000, mix, pools))
+    answers = [(d.prompt, d.response) for d in documents if d.kind == "answer"]
+    assert set(answers) <= known
+    assert 0.12 < len(answers) / len(documents) < 0.18
+    wrong = sum(not WORLD.is_right(*pair) for pair in known) / len(known)
+    assert 0.12 < wrong < 0.18
+    for instruction, _ in known:
+        item = WORLD.read(instruction)
+        assert item is not None
+        assert item.split == "pretrain"
