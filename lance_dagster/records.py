@@ -131,8 +131,8 @@ PREFERENCE_SET = pa.schema(
         pa.field("prompt", text, nullable=False),
         pa.field("chosen", text, nullable=False),
         pa.field("rejected", text, nullable=False),
-        pa.field("chosen_score", pa.float64(), nullable=False),
-        pa.field("rejected_score", pa.float64(), nullable=False),
+        pa.field("chosen_score", pa.float64()),
+        pa.field("rejected_score", pa.float64()),
         pa.field("model_digest", pa.string(), nullable=False),
     ]
 )

@@ -152,6 +152,16 @@ class ConstructionSettings(Section):
     response: SamplingSettings = SamplingSettings()
     flawed_response: SamplingSettings = SamplingSettings()
     filters: FilterSettings = FilterSettings()
+    acceptance: Literal["reward", "all"] = Field(
+        "reward",
+        description="what becomes training data: rows by the reward of M_t, or, as a control, everything that passed "
+        "the filters, the original being preferred to every flawed response",
+    )
+    pairs: Literal["flawed", "own_responses"] = Field(
+        "flawed",
+        description="what preference pairs are made of: a seed's response and flawed ones (paper), or the best and the "
+        "worst rewarded of the K responses to a new instruction",
+    )
     accept_above: Score = Field(8.0, description="SFT rows need a higher reward (reference code 8.0; paper V)")
     preference_gap: float = Field(2.0, ge=0.0, le=10.0, description="a pair needs a larger difference of rewards")
     max_rows_per_seed: int | None = Field(None, ge=1, description="cap on kept rows per seed, best rewards first")
@@ -192,6 +202,16 @@ class DPOSettings(OptimiserSettings):
 class TrainingSettings(Section):
     """Algorithm 2 of the paper."""
 
+    stages: tuple[Literal["sft", "dpo"], ...] = Field(
+        ("sft", "dpo"),
+        min_length=1,
+        description="stages of an iteration; one that is left out passes its model on and its data is not generated",
+    )
+    steps_of: str | None = Field(
+        None,
+        description="as a control: SFT takes as many optimiser steps as all stages of the same iteration of this other "
+        "experiment, instead of a number of epochs",
+    )
     initial: SFTSettings = SFTSettings()
     sft: SFTSettings = SFTSettings()
     dpo: DPOSettings = DPOSettings()
@@ -233,7 +253,7 @@ class EvaluationSettings(Section):
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
-    method: Literal["lance"] = Field("lance", description="how data is built and the model trained")
+    method: Literal["lance", "replay"] = Field("lance", description="how data is built and the model trained")
     iterations: int = Field(4, ge=1, le=MAX_ITERATIONS, description="number of iteration partitions (N in the paper)")
     store: Text = Field("data/store", description="folder or fsspec URL under which artifacts are written")
     model: ModelSettings

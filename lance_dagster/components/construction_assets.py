@@ -196,7 +196,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
 
 def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
     training = experiment.settings.training
-    switches = f"{training.accumulate}/{training.replay_seed}/{training.replay_reviews}"
+    switches = f"{training.accumulate}/{training.replay_seed}/{training.replay_reviews}/{training.stages}"
 
     @experiment.asset(
         "sft_set",
@@ -213,7 +213,8 @@ def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
             table = experiment.method.sft_set(
                 step, policy, experiment.store, candidate_ledger, reviewed_seed, seed_reviews
             )
-        _require_rows(experiment, context.partition_key, "sft_set", table, candidate_ledger, "accept_above")
+        if "sft" in training.stages:
+            _require_rows(experiment, context.partition_key, "sft_set", table, candidate_ledger, "accept_above")
         origins = Counter(table["origin"].to_pylist())
         new = pc.sum(pc.equal(table["iteration"], step.iteration)).as_py() or 0
         return table_result(
@@ -226,7 +227,11 @@ def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
 
 def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
     settings = experiment.settings
-    switches = f"{settings.training.accumulate}/{settings.construction.preference_gap}/{settings.prompts}"
+    construction, training = settings.construction, settings.training
+    switches = (
+        f"{training.accumulate}/{training.stages}/{construction.preference_gap}/{construction.pairs}/"
+        f"{construction.acceptance}/{settings.prompts}"
+    )
 
     @experiment.asset(
         "preference_set",
@@ -241,10 +246,12 @@ def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         with experiment.step(context) as (step, policy):
             table = experiment.method.preference_set(step, policy, experiment.store, candidate_ledger, reviewed_seed)
-        _require_rows(experiment, context.partition_key, "preference_set", table, candidate_ledger, "preference_gap")
+        if "dpo" in training.stages:
+            key = context.partition_key
+            _require_rows(experiment, key, "preference_set", table, candidate_ledger, "preference_gap")
         new = pc.sum(pc.equal(table["iteration"], step.iteration)).as_py() or 0
         margin = pc.mean(pc.subtract(table["chosen_score"], table["rejected_score"])).as_py()
-        return table_result(table, {"rows/new": new, "score/mean_margin": margin})
+        return table_result(table, {"rows/new": new} | ({} if margin is None else {"score/mean_margin": margin}))
 
     return preference_set
 
@@ -260,9 +267,10 @@ def _review_switches(experiment: Experiment) -> str:
 def _score_metadata(table: pa.Table) -> dict[str, float | int]:
     """How many reviews parsed, and the mean score: numbers that the UI plots over iterations."""
     reviews = pc.list_flatten(table["scores"])
-    share = 1 - reviews.null_count / len(reviews) if len(reviews) else 0.0
+    share = 1 - reviews.null_count / max(1, len(reviews))
     mean = pc.mean(table["score"]).as_py()
-    return {"review/parsed_share": share} | ({} if mean is None else {"score/mean": mean})
+    figures = {"review/parsed_share": share} if len(reviews) else {}
+    return figures | ({} if mean is None else {"score/mean": mean})
 
 
 def _generated_metadata(table: pa.Table) -> dict[str, int]:

@@ -179,7 +179,11 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "sft_checkpoint",
         KINDS,
-        [training.sft, f"{training.start_from}/{training.seed}", experiment.settings.model],
+        [
+            training.sft,
+            f"{training.start_from}/{training.seed}/{training.stages}/{training.steps_of}",
+            experiment.settings.model,
+        ],
         inputs=("sft_set",),
         deps=("policy_model",),
         description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
@@ -189,9 +193,13 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
 
         policy = PolicyModel.load(experiment.store, int(context.partition_key))
         parent = open_ancestor(experiment.store, _start_of_sft(experiment, policy))
+        if "sft" not in training.stages:
+            return _pass_on(experiment, context, "sft", parent)
+        steps = _steps_to_match(experiment, context.partition_key)
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + policy.iteration
-            result = train_sft(start, sft_set, staged, training.sft, experiment.settings.model, seed, context.log.info)
+            model = experiment.settings.model
+            result = train_sft(start, sft_set, staged, training.sft, model, seed, context.log.info, steps)
             manifest = _commit(
                 experiment, context, "sft", staged, parent, {"sft_set": sft_set}, training.sft, result, seed
             )
@@ -206,7 +214,7 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "dpo_checkpoint",
         KINDS,
-        [training.dpo, f"{training.seed}", experiment.settings.model],
+        [training.dpo, f"{training.seed}/{training.stages}", experiment.settings.model],
         inputs=("preference_set",),
         deps=("sft_checkpoint",),
         description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once "
@@ -218,27 +226,60 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         key = context.partition_key
         parent = experiment.store.checkpoint("sft_checkpoint", key)
         open_ancestor(experiment.store, Ancestor("sft", "sft_checkpoint", key, parent.digest))
+        if "dpo" not in training.stages:
+            passed = _pass_on(experiment, context, "dpo", parent)
+            _report_promotion(experiment, context, parent.digest)
+            return passed
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + int(key)
             model = experiment.settings.model
             result = train_dpo(start, preference_set, staged, training.dpo, model, seed, context.log.info)
             data = {"preference_set": preference_set}
             manifest = _commit(experiment, context, "dpo", staged, parent, data, training.dpo, result, seed)
-        promoted = promotion_digest(experiment.store, int(key))
-        context.log_event(
-            dg.AssetObservation(
-                experiment.key("promoted_checkpoint"),
-                partition=key,
-                tags={"dagster/data_version": promoted},
-                metadata={
-                    "model_digest": manifest.digest,
-                    "promoted_to": iteration_key(int(key) + 1),
-                },
-            )
-        )
+        _report_promotion(experiment, context, manifest.digest)
         return _checkpoint_result(manifest, _training_metadata(result, f"DPO of iteration {int(key)}"))
 
     return dpo_checkpoint
+
+
+def _report_promotion(experiment: Experiment, context: dg.AssetExecutionContext, digest: str) -> None:
+    """Tell Dagster that promoted_checkpoint of this iteration has this content now."""
+    key = context.partition_key
+    context.log_event(
+        dg.AssetObservation(
+            experiment.key("promoted_checkpoint"),
+            partition=key,
+            tags={"dagster/data_version": promotion_digest(experiment.store, int(key))},
+            metadata={"model_digest": digest, "promoted_to": iteration_key(int(key) + 1)},
+        )
+    )
+
+
+def _pass_on(
+    experiment: Experiment, context: dg.AssetExecutionContext, stage: str, parent: CheckpointManifest
+) -> dg.MaterializeResult[None]:
+    """The checkpoint of a stage that the settings leave out: the model that it would have started from."""
+    context.log.info(f"training.stages leaves out {stage}: the model passes on as it is")
+    with local_folder(parent) as start:
+        manifest = commit_checkpoint(
+            start,
+            experiment.store.asset_folder(f"{stage}_checkpoint"),
+            context.partition_key,
+            kind=stage,
+            parent_digest=parent.digest,
+            settings={"passed_on": True},
+            metrics={"steps": 0},
+        )
+    return _checkpoint_result(manifest, {"train/steps": 0})
+
+
+def _steps_to_match(experiment: Experiment, partition: str) -> int | None:
+    """Optimiser steps of the same iteration of the experiment that ``training.steps_of`` names."""
+    other = experiment.settings.training.steps_of
+    if other is None:
+        return None
+    store = replace(experiment.store, experiment=other)
+    return sum(int(store.checkpoint(f"{stage}_checkpoint", partition).metrics["steps"]) for stage in ("sft", "dpo"))
 
 
 def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:

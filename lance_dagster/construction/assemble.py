@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan, nan
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -141,32 +142,77 @@ def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, e
     rows: list[dict[str, Any]] = []
     if earlier is not None and settings.training.accumulate:
         rows += earlier.to_pylist()
+    if settings.construction.pairs == "own_responses":
+        new = _own_response_pairs(ledger, settings.construction.preference_gap)
+    elif settings.construction.acceptance == "all":
+        new = _unrewarded_pairs(ledger)
+    else:
+        new = _flawed_pairs(ledger, reviewed, settings.construction.preference_gap)
+    for seed_id, prompt, pair in new:
+        parents = [pair.chosen.row_id, pair.rejected.row_id]
+        rows.append(
+            {
+                "row_id": row_id("pair", parents, context.iteration),
+                "parent_ids": parents,
+                "seed_id": seed_id,
+                "iteration": context.iteration,
+                "system": system,
+                "prompt": prompt,
+                "chosen": pair.chosen.response,
+                "rejected": pair.rejected.response,
+                "chosen_score": None if isnan(pair.chosen.score) else pair.chosen.score,
+                "rejected_score": None if isnan(pair.rejected.score) else pair.rejected.score,
+                "model_digest": context.runner.model_digest,
+            }
+        )
+    return table_of(_first_of_equals(rows, "prompt", "chosen", "rejected"), PREFERENCE_SET)
+
+
+PromptedPair = tuple[str, str, Pair]  # seed id, prompt, the two responses
+
+
+def _flawed_pairs(ledger: pa.Table, reviewed: pa.Table, gap: float) -> list[PromptedPair]:
+    """The paper's pairs: a seed's response and the flawed ones, in the order of their rewards."""
     seeds = {row["seed_id"]: row for row in reviewed.to_pylist()}
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for row in ledger.to_pylist():
         if row["kept"] and row["kind"] == "flawed_response":
             _require_same_review(row, seeds.get(row["seed_id"]))
             groups[row["seed_id"]].append(Candidate.of_row(row))
-    for seed_id, flawed in groups.items():
-        seed = seeds[seed_id]
-        for pair in preference_pairs([Candidate.of_seed(seed), *flawed], settings.construction.preference_gap):
-            parents = [pair.chosen.row_id, pair.rejected.row_id]
-            rows.append(
-                {
-                    "row_id": row_id("pair", parents, context.iteration),
-                    "parent_ids": parents,
-                    "seed_id": seed_id,
-                    "iteration": context.iteration,
-                    "system": system,
-                    "prompt": seed["instruction"],
-                    "chosen": pair.chosen.response,
-                    "rejected": pair.rejected.response,
-                    "chosen_score": pair.chosen.score,
-                    "rejected_score": pair.rejected.score,
-                    "model_digest": context.runner.model_digest,
-                }
+    return [
+        (seed_id, seeds[seed_id]["instruction"], pair)
+        for seed_id, flawed in groups.items()
+        for pair in preference_pairs([Candidate.of_seed(seeds[seed_id]), *flawed], gap)
+    ]
+
+
+def _unrewarded_pairs(ledger: pa.Table) -> list[PromptedPair]:
+    """A control: the seed's response is preferred to every flawed one, whatever their rewards."""
+    pairs = []
+    for row in ledger.to_pylist():
+        if row["kept"] and row["kind"] == "flawed_response":
+            chosen = Candidate(row["seed_id"], row["original_response"], row["original_score"])
+            score = nan if row["score"] is None else row["score"]
+            pairs.append(
+                (row["seed_id"], row["instruction"], Pair(chosen, replace(Candidate.of_row(row), score=score)))
             )
-    return table_of(_first_of_equals(rows, "prompt", "chosen", "rejected"), PREFERENCE_SET)
+    return pairs
+
+
+def _own_response_pairs(ledger: pa.Table, gap: float) -> list[PromptedPair]:
+    """The best and the worst rewarded of the model's own responses to each new instruction.
+
+    Rows below the acceptance score may be the rejected side: they are dropped from D^s, not from D^p.
+    """
+    groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    for row in ledger.to_pylist():
+        if row["kind"] == "response" and row["stage"] == "acceptance":
+            groups[(row["seed_id"], row["instruction"])].append(Candidate.of_row(row))
+    return [
+        (seed_id, instruction, pair)
+        for (seed_id, instruction), responses in groups.items()
+        for pair in preference_pairs(responses, gap)[:1]
+    ]
 
 
 def _require_same_review(row: dict[str, Any], seed: dict[str, Any] | None) -> None:

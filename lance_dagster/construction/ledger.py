@@ -181,7 +181,7 @@ def _reward(context: StepContext, rows: list[Row]) -> None:
     pairs = [(row["instruction"], row["response"]) for row in left]
     for row, reward in zip(left, review_pairs(context, [row["row_id"] for row in left], pairs), strict=True):
         row.update(reward.columns(), stage="reward")
-        if reward.score is None:
+        if reward.score is None and context.settings.construction.acceptance == "reward":
             row["drop_reason"] = NO_REVIEW
 
 
@@ -190,9 +190,9 @@ def _accept_responses(context: StepContext, rows: list[Row]) -> None:
     construction = context.settings.construction
     for row in _alive(rows, "response"):
         row["stage"] = "acceptance"
-        if not exceeds(row["score"], construction.accept_above):
+        if construction.acceptance == "reward" and not exceeds(row["score"], construction.accept_above):
             row["drop_reason"] = BELOW_ACCEPTANCE
-    _cap(context, _alive(rows, "response"), lambda row: row["score"])
+    _cap(context, _alive(rows, "response"), lambda row: row["score"] or 0.0)
 
 
 def _accept_flawed(context: StepContext, rows: list[Row], seeds: dict[str, Row]) -> None:
@@ -200,6 +200,9 @@ def _accept_flawed(context: StepContext, rows: list[Row], seeds: dict[str, Row])
     flawed = _alive(rows, "flawed_response")
     for row in flawed:
         row["stage"] = "acceptance"
+    if context.settings.construction.acceptance == "all":
+        _cap(context, flawed, lambda row: 0.0)
+        return
     _cap(context, flawed, lambda row: abs(row["original_score"] - row["score"]))
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in _alive(flawed):

@@ -26,10 +26,12 @@ class Lance:
         return review_seed(context, seed, known)
 
     def instruction_candidates(self, context: StepContext, reviewed: pa.Table) -> pa.Table:
-        return new_instructions(context, reviewed)
+        wanted = "sft" in context.settings.training.stages or context.settings.construction.pairs == "own_responses"
+        return new_instructions(context, reviewed if wanted else reviewed.slice(0, 0))
 
     def preference_candidates(self, context: StepContext, reviewed: pa.Table) -> pa.Table:
-        return flawed_responses(context, reviewed)
+        wanted = "dpo" in context.settings.training.stages and context.settings.construction.pairs == "flawed"
+        return flawed_responses(context, reviewed if wanted else reviewed.slice(0, 0))
 
     def candidate_ledger(
         self,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lance_dagster.methods.lance import Lance
 from lance_dagster.methods.method import Method
+from lance_dagster.methods.replay import Replay
 
-METHODS: dict[str, type[Method]] = {"lance": Lance}
+METHODS: dict[str, type[Method]] = {"lance": Lance, "replay": Replay}
 
 
 def method_named(name: str) -> Method:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lance_dagster.mini.world import Split, World
+from lance_dagster.mini.world import Split, World, world_named
 
 # Rows per family in the instruction seed.
 SEED_ROWS: Mapping[str, int] = {
@@ -29,6 +29,7 @@ SEED_ROWS: Mapping[str, int] = {
     "next_letter": 36,
     "fact": 40,
 }
+SEED_ROWS_ELSEWHERE = 60  # of families that are not named above, those of the discovery world among them
 # Share of wrong responses: in the uneven seed some families are mostly wrong, as they are in a real seed.
 UNEVEN: Mapping[str, float] = {
     "reversing": 0.7,
@@ -51,13 +52,13 @@ def instruction_seed(world: World, seed: int, wrong: Mapping[str, float], elsewh
     seen: set[str] = set()
     for family in world.families:
         count, draws = 0, 0
-        while count < SEED_ROWS.get(family.name, 30) and draws < 2000:
+        while count < SEED_ROWS.get(family.name, SEED_ROWS_ELSEWHERE) and draws < 2000:
             draws += 1
             item = world.draw(rng, "seed", family)
             if item.instruction in seen:
                 continue
             seen.add(item.instruction)
-            response = item.answer
+            response = item.right(rng)
             if rng.random() < wrong.get(family.name, elsewhere):
                 response = family.wrong(item.payload, rng, systematic=rng.random() < SYSTEMATIC)
             rows.append({"instruction": item.instruction, "response": response})
@@ -115,13 +116,17 @@ def evaluation_documents(world: World, split: Split, per_family: int, seed: int)
 
 def write_datasets(data: Path, package: Path, seed: int = 0) -> list[Path]:
     """Write seeds under ``data`` and evaluation sets under ``package`` (the mini package). Returns the paths."""
-    world = World()
+    world, discovery = world_named("repair"), world_named("discovery")
     files: dict[Path, Iterable[Mapping[str, Any]]] = {
         data / "seed_instructions_uneven.jsonl": instruction_seed(world, seed, UNEVEN, UNEVEN_ELSEWHERE),
         data / "seed_instructions_clean.jsonl": instruction_seed(world, seed, {}, 0.0),
         data / "seed_reviews.jsonl": review_seed(world, seed),
+        data / "discovery_seed_instructions.jsonl": instruction_seed(discovery, seed, {}, 0.0),
+        data / "discovery_seed_reviews.jsonl": review_seed(discovery, seed),
         package / "lm_eval" / "dev.jsonl": evaluation_documents(world, "dev", 20, seed),
         package / "lm_eval" / "test.jsonl": evaluation_documents(world, "test", 80, seed),
+        package / "lm_eval" / "discovery_dev.jsonl": evaluation_documents(discovery, "dev", 100, seed),
+        package / "lm_eval" / "discovery_test.jsonl": evaluation_documents(discovery, "test", 250, seed),
     }
     for path, rows in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,11 +24,19 @@ from lance_dagster.training.stage import (
 
 
 def train_sft(
-    start: Path, rows: pa.Table, out: Path, settings: SFTSettings, model: ModelSettings, seed: int, log: Log
+    start: Path,
+    rows: pa.Table,
+    out: Path,
+    settings: SFTSettings,
+    model: ModelSettings,
+    seed: int,
+    log: Log,
+    steps: int | None = None,
 ) -> TrainingResult:
     """Train the checkpoint in ``start`` on ``rows`` (schema SFT_SET) and write the result to ``out``.
 
     Loss is taken on responses alone. Rows over ``max_tokens`` are left out and counted, none is cut.
+    ``steps`` replaces the number of epochs.
     """
     if not rows.num_rows:
         raise TrainingError("the SFT set is empty: nothing to train on")
@@ -50,7 +58,7 @@ def train_sft(
         ]
     )
     with tempfile.TemporaryDirectory(prefix="lance-sft-") as scratch:
-        common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch))
+        common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch), steps)
         trainer = SFTTrainer(
             model=network,
             args=SFTConfig(**common, completion_only_loss=True),

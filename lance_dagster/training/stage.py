@@ -49,12 +49,16 @@ class TrainingResult:
 
 
 def trainer_arguments(
-    settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path
+    settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path, steps: int | None = None
 ) -> dict[str, Any]:
-    """Arguments that SFTConfig and DPOConfig have in common. Nothing is cut: rows were measured before."""
+    """Arguments that SFTConfig and DPOConfig have in common. Nothing is cut: rows were measured before.
+
+    ``steps`` replaces the number of epochs.
+    """
     device = device_of(model)
-    steps = max(1, round(rows * settings.epochs / (settings.batch_size * settings.gradient_accumulation)))
+    expected = round(rows * settings.epochs / (settings.batch_size * settings.gradient_accumulation))
     return {
+        "max_steps": -1 if steps is None else steps,
         "output_dir": str(scratch),
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
@@ -71,7 +75,7 @@ def trainer_arguments(
         "bf16": device.type == "cuda" and model.dtype != "float32",
         "gradient_checkpointing": settings.gradient_checkpointing,
         "dataloader_pin_memory": device.type == "cuda",
-        "logging_steps": max(1, steps // _CURVE_POINTS),
+        "logging_steps": max(1, (steps or expected) // _CURVE_POINTS),
         "logging_first_step": True,
         "include_num_input_tokens_seen": "all",
         "save_strategy": "no",

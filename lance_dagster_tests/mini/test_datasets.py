@@ -37,6 +37,10 @@ SHIPPED = {
     "reviews": DATA / "seed_reviews.jsonl",
     "dev": PACKAGE / "lm_eval" / "dev.jsonl",
     "test": PACKAGE / "lm_eval" / "test.jsonl",
+    "discovery": DATA / "discovery_seed_instructions.jsonl",
+    "discovery reviews": DATA / "discovery_seed_reviews.jsonl",
+    "discovery dev": PACKAGE / "lm_eval" / "discovery_dev.jsonl",
+    "discovery test": PACKAGE / "lm_eval" / "discovery_test.jsonl",
 }
 PROMPTS = load_prompt_set("mini_v1")
 Row = dict[str, Any]

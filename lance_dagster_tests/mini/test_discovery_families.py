@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from lance_dagster.mini.families import Family
 from lance_dagster.mini.pretraining import RECIPES
 from lance_dagster.mini.world import Item, world_named
 from lance_dagster.prompts.library import load_prompt_set
+from lance_dagster_tests.tiny import REPOSITORY
 
 WORLD = world_named("discovery")
 every_family = pytest.mark.parametrize("family", DISCOVERY_FAMILIES, ids=lambda family: family.name)
@@ -107,3 +111,27 @@ def test_answers_come_from_the_pool_and_a_share_of_it_is_wrong() -> None:
         item = WORLD.read(instruction)
         assert item is not None
         assert item.split == "pretrain"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_shipped_discovery_seed_is_clean_and_nothing_held_out_is_in_it_or_in_pretraining() -> None:
+    held_out = {
+        question
+        for name in ("dev", "test")
+        for document in rows(REPOSITORY / f"lance_dagster/mini/lm_eval/discovery_{name}.jsonl")
+        for question in document["same_question"]
+    }
+    assert len(held_out) > 3000
+    seed = rows(REPOSITORY / "data/mini/discovery_seed_instructions.jsonl")
+    assert all(WORLD.is_right(row["instruction"], row["response"]) for row in seed)
+    reviews = rows(REPOSITORY / "data/mini/discovery_seed_reviews.jsonl")
+    texts = [row["instruction"] for row in seed + reviews]
+    mix = RECIPES["discovery"].mix
+    pools = answer_pools(WORLD, mix, RECIPES["discovery"].seed)
+    prompts = load_prompt_set("mini_v1")
+    for document in pretraining_documents(WORLD, prompts, random.Random(5), 8000, mix, pools):
+        texts += [line.split(": ", 1)[-1] for line in document.prompt.splitlines()] + [document.response]
+    assert not held_out & set(texts)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
-def documents(split: str, **_: Any) -> dict[str, Any]:
-    """The documents of one split, from the JSONL file beside this one."""
+def documents(file: str, **_: Any) -> dict[str, Any]:
+    """The documents of one evaluation set, from the JSONL file of this name beside this one."""
     import datasets
 
-    path = Path(__file__).with_name(f"{split}.jsonl")
+    path = Path(__file__).with_name(f"{file}.jsonl")
     rows = datasets.Dataset.from_json(str(path)) if path.exists() else None
     if rows is None:
         raise FileNotFoundError(f"{path} is missing; `lance-dagster mini data` writes it")
