@@ -55,4 +55,4 @@ def mcnemar_p_value(gained: int, lost: int) -> float:
     """Two-sided exact McNemar test: how likely a split at least as uneven is if gains and losses are equally likely."""
     changed = gained + lost
     tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, 2 * tail / (1 << changed))
