@@ -41,6 +41,14 @@ class Document:
     response: str
     chat: bool
 
+    @property
+    def verdict(self) -> int | None:
+        """Where the verdict of a review begins in the response: at the last word of its rationale."""
+        if self.kind != "review":
+            return None
+        rationale = self.response[: self.response.rindex(" Score:")]
+        return rationale.rindex(" ")
+
 
 AnswerPools = Mapping[str, Sequence[tuple[str, str]]]
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lance_dagster.mini.documents import Document, DocumentMix, answer_pools, pretraining_documents
 from lance_dagster.mini.world import World, WorldName, world_named
@@ -44,6 +44,7 @@ class PretrainingRecipe:
     prompts: str = "mini_v1"
     mix: DocumentMix = field(default_factory=DocumentMix)
     world: WorldName = "repair"
+    verdict_weight: float = 1.0
 
 
 RECIPES: Mapping[WorldName, PretrainingRecipe] = {
@@ -51,15 +52,17 @@ RECIPES: Mapping[WorldName, PretrainingRecipe] = {
     "discovery": PretrainingRecipe(
         world="discovery",
         mix=DocumentMix(
-            answer=0.15,
-            review=0.63,
-            new_instruction=0.14,
+            answer=0.2,
+            review=0.6,
+            new_instruction=0.12,
             flawed_response=0.08,
             slow_families=0.0,
             chat=1.0,
-            answer_pool=600,
-            pool_noise=0.15,
+            answer_pool=800,
+            pool_noise=0.1,
         ),
+        # One token in thirty decides a review, and it is learned last: it counts for more.
+        verdict_weight=8.0,
     ),
 }
 
@@ -94,8 +97,16 @@ def new_model(recipe: PretrainingRecipe, tokenizer: PreTrainedTokenizerFast) -> 
     return model
 
 
-def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of the response with its end token."""
+class Encoded(NamedTuple):
+    """Token ids of a prompt and of its response with the end token; ``verdict`` is a place in the response."""
+
+    prompt: list[int]
+    response: list[int]
+    verdict: int | None
+
+
+def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+    """The tokens of a document."""
     if document.chat:
         messages = [{"role": "user", "content": document.prompt}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -103,15 +114,18 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
         text = f"Q: {document.prompt}\nA: "
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     response = tokenizer(document.response, add_special_tokens=False)["input_ids"]
-    return prompt, [*response, tokenizer.eos_token_id]
+    verdict = None
+    if document.verdict is not None:
+        verdict = len(tokenizer(document.response[: document.verdict], add_special_tokens=False)["input_ids"])
+    return Encoded(prompt, [*response, tokenizer.eos_token_id], verdict)
 
 
 def _batches(
     recipe: PretrainingRecipe, world: World, prompts: PromptSet, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Endless batches of about ``tokens_per_batch`` tokens, rows of similar length together.
 
-    Each batch is (input ids, labels), both of shape (rows, length); labels are -100 on prompts and padding.
+    Each batch is (input ids, labels, weights), all of shape (rows, length); labels are -100 on prompts and padding.
     """
     import torch
 
@@ -119,33 +133,39 @@ def _batches(
     pools = answer_pools(world, recipe.mix, recipe.seed)
     while True:
         documents = list(pretraining_documents(world, prompts, rng, 4096, recipe.mix, pools))
-        encoded = sorted((encode(d, tokenizer) for d in documents), key=lambda pair: len(pair[0]) + len(pair[1]))
-        groups: list[list[tuple[list[int], list[int]]]] = [[]]
-        for pair in encoded:
-            longest = len(pair[0]) + len(pair[1])
+        encoded = sorted((encode(d, tokenizer) for d in documents), key=lambda e: len(e.prompt) + len(e.response))
+        groups: list[list[Encoded]] = [[]]
+        for row in encoded:
+            longest = len(row.prompt) + len(row.response)
             if groups[-1] and longest * (len(groups[-1]) + 1) > recipe.tokens_per_batch:
                 groups.append([])
-            groups[-1].append(pair)
+            groups[-1].append(row)
         rng.shuffle(groups)
         for group in groups:
-            length = max(len(p) + len(r) for p, r in group)
+            length = max(len(row.prompt) + len(row.response) for row in group)
             ids = torch.full((len(group), length), tokenizer.pad_token_id)
             labels = torch.full((len(group), length), -100)
-            for row, (prompt, response) in enumerate(group):
-                end = len(prompt) + len(response)
-                ids[row, :end] = torch.tensor(prompt + response)
-                labels[row, len(prompt) : end] = torch.tensor(response)
-            yield ids, labels
+            weights = torch.ones((len(group), length))
+            for number, row in enumerate(group):
+                end = len(row.prompt) + len(row.response)
+                ids[number, :end] = torch.tensor(row.prompt + row.response)
+                labels[number, len(row.prompt) : end] = torch.tensor(row.response)
+                if row.verdict is not None:
+                    weights[number, len(row.prompt) + row.verdict] = recipe.verdict_weight
+            yield ids, labels, weights
 
 
-def _response_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the labelled tokens; logits are computed for those alone."""
+def _response_loss(
+    model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted mean negative log-likelihood of the labelled tokens; logits are computed for those alone."""
     import torch.nn.functional as F
 
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = labels[:, 1:]
     chosen = targets != -100
-    return F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen])
+    losses = F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="none")
+    return (losses * weights[:, 1:][chosen]).sum() / losses.numel()
 
 
 def pretrain(out: Path, recipe: PretrainingRecipe | None = None, log: Callable[[str], None] = print) -> dict[str, Any]:
@@ -172,12 +192,12 @@ def pretrain(out: Path, recipe: PretrainingRecipe | None = None, log: Callable[[
     started = time.monotonic()
     batches = _batches(recipe, world, prompts, tokenizer)
     for step in range(1, recipe.steps + 1):
-        ids, labels = next(batches)
+        ids, labels, weights = next(batches)
         done = step / recipe.steps
         cooling = 1.0 if done < recipe.decay_from else max(0.02, (1 - done) / (1 - recipe.decay_from))
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = recipe.learning_rate * min(1.0, step / recipe.warmup_steps) * cooling
-        loss = _response_loss(model, ids, labels)
+        loss = _response_loss(model, ids, labels, weights)
         loss.backward()  # type: ignore[no-untyped-call]  # torch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adamw):
