@@ -150,6 +150,17 @@ EVAL_SCORES = pa.schema(
     ]
 )
 
+EVAL_ITEMS = pa.schema(
+    [
+        pa.field("model_digest", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("document", pa.string(), nullable=False),  # hash of the document, the same for every model
+        pa.field("part", pa.string()),  # value of evaluation.breakdown_field
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
 DRIFT = pa.schema(
     [
         pa.field("iteration", pa.int64(), nullable=False),

@@ -119,17 +119,56 @@ def test_every_asset_is_described_owned_and_versioned() -> None:
         assert node.group_name == key.path[0]
 
 
-def test_wrong_settings_in_yaml_name_the_file_the_field_the_value_and_the_range(tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / "lance_dagster", tmp_path / "lance_dagster", ignore=shutil.ignore_patterns("base"))
+def project_with(folder: Path, changes: dict[str, str]) -> Path:
+    """A copy of the project whose only experiment is `mine`: qwen2_7b with some of its text replaced."""
+    shutil.copytree(REPOSITORY / "lance_dagster", folder / "lance_dagster", ignore=shutil.ignore_patterns("base"))
     for name in ("pyproject.toml", "workspace.yaml", "dagster.yaml"):
-        shutil.copyfile(REPOSITORY / name, tmp_path / name)
-    shipped = tmp_path / "lance_dagster/defs/mini/defs.yaml"
-    wrong = shipped.read_text().replace("threshold: 7.0", "threshold: 70.0").replace("samples: 4", "sample: 4")
-    shipped.write_text(wrong)
-    dg_binary = str(Path(sys.executable).with_name("dg"))
-    done = run(dg_binary, "check", "yaml", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    text = done.stdout + done.stderr
-    assert done.returncode != 0
-    assert "defs/mini/defs.yaml" in text, text
-    assert "threshold" in text and "70.0" in text and "10" in text, text
-    assert "sample" in text, text
+        shutil.copyfile(REPOSITORY / name, folder / name)
+    text = (REPOSITORY / "lance_dagster/defs/qwen2_7b/defs.yaml").read_text()
+    for old, new in {"experiment: qwen2_7b": "experiment: mine", **changes}.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    shutil.rmtree(folder / "lance_dagster/defs")
+    (folder / "lance_dagster/defs/mine").mkdir(parents=True)
+    (folder / "lance_dagster/defs/mine/defs.yaml").write_text(text)
+    return folder
+
+
+def dg_check(what: str, folder: Path, **environment: str) -> tuple[int, str]:
+    """Exit status and output of `dg check <what>` in a project."""
+    command = str(Path(sys.executable).with_name("dg"))
+    done = run(command, "check", what, cwd=folder, PYTHONPATH=str(folder), **environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+WRONG = {"threshold: 7.0": "threshold: 70.0", "samples: 4": "sample: 4", "max_rows_per_iteration: 20000": "seed: many"}
+LOAD = "from lance_dagster.definitions import defs; defs()"
+
+
+def test_dg_check_points_at_the_line_of_a_wrong_setting(tmp_path: Path) -> None:
+    project = project_with(tmp_path, WRONG)
+    for what in ("yaml", "defs"):
+        status, text = dg_check(what, project)
+        assert status != 0
+        assert "defs/mine/defs.yaml:20" in text and "70.0 is greater than the maximum of 10" in text, text
+        assert "'sample' was unexpected" in text, text
+
+
+def test_loading_wrong_settings_names_the_file_the_field_the_value_the_range_and_an_example(tmp_path: Path) -> None:
+    project = project_with(tmp_path, WRONG)
+    loading = run(sys.executable, "-c", LOAD, cwd=project, PYTHONPATH=str(project)).stderr
+    assert f"SettingsError: {project}/lance_dagster/defs/mine/defs.yaml, experiment mine: wrong settings" in loading
+    assert "construction.threshold: Input should be less than or equal to 10 (got 70.0)" in loading
+    assert "allowed: number, 0 to 10, such as 7.0" in loading
+    assert "construction.sample: Extra inputs are not permitted (got 4); allowed: a section with" in loading
+    assert "construction.seed" in loading and "(got 'many'); allowed: whole number, 0 or more" in loading
+
+
+def test_a_setting_can_come_from_the_environment_and_is_checked_then(tmp_path: Path) -> None:
+    changes = {"path: Qwen/Qwen2-7B": 'path: "{{ env.BASE_MODEL }}"', "set: lance_v1": 'set: "{{ env.PROMPTS }}"'}
+    project = project_with(tmp_path, changes)
+    known = {"PYTHONPATH": str(project), "BASE_MODEL": "models/mine"}
+    good = run(sys.executable, "-c", LOAD, cwd=project, PROMPTS="lance_v1", **known)
+    assert good.returncode == 0, good.stderr
+    bad = run(sys.executable, "-c", LOAD, cwd=project, PROMPTS="no_such_set", **known)
+    assert "prompts.set: no prompt set 'no_such_set'; shipped are lance_v1, mini_v1" in bad.stderr, bad.stderr

@@ -13,6 +13,7 @@ from lance_dagster.construction.filters.contamination import EvaluationQuestions
 from lance_dagster.construction.ledger import funnel
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
 from lance_dagster.errors import TrainingError
+from lance_dagster.prompts.library import PromptKind
 from lance_dagster.report.pictures import score_histogram
 from lance_dagster.report.render import markdown_image
 from lance_dagster.storage.tables import write_table
@@ -43,7 +44,7 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
     @experiment.asset(
         name,
         KINDS,
-        [source, experiment.settings.seed],
+        [source, experiment.values("seed.max_words", "seed.control_tokens")],
         partitioned=False,
         description=f"{what} Read from {source}; unusable rows go to {name}_quarantine.parquet with a reason.",
     )
@@ -51,7 +52,7 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
         loaded = load(source, experiment.settings.seed, experiment.root)
         quarantine = experiment.store.table(f"{name}_quarantine")
         write_table(quarantine, loaded.quarantine)
-        counts = ", ".join(f"{what} {count}" for what, count in loaded.counts.items() if count)
+        counts = ", ".join(f"{reason} {count}" for reason, count in loaded.counts.items() if count)
         context.log.info(f"{source} ({loaded.layout}): {counts}")
         return table_result(
             loaded.rows,
@@ -67,13 +68,31 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
     return seed
 
 
-def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
-    construction, digest = experiment.settings.construction, experiment.prompts.digest("review")
+def _written_by(experiment: Experiment, *kinds: PromptKind) -> list[str]:
+    """For ``uses``: what decides the text and the provenance of every generated row, its sampling aside."""
+    prompts = experiment.prompts
+    return [experiment.values("method", "engine.name", "model.dtype"), prompts.identity, prompts.digest(*kinds)]
 
+
+def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "reviewed_seed",
         KINDS,
-        [construction.review, _review_switches(experiment), digest, experiment.settings.seed],
+        [
+            *_written_by(experiment, "review"),
+            experiment.values(
+                "seed.growth",
+                "seed.flawed_rows_reenter",
+                "seed.max_rows",
+                "construction.review",
+                "construction.reviews_per_item",
+                "construction.rereview_seeds",
+                "construction.unreviewed_seeds",
+                "construction.threshold",
+                "construction.branch_at_threshold",
+                "construction.seed",
+            ),
+        ],
         inputs=("seed_instructions",),
         deps=("policy_model",),
         description="Seed_t with the rationale and score (0..10) that M_t gives each row, and the branch it takes: "
@@ -97,16 +116,20 @@ def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
-    construction = experiment.settings.construction
-
     @experiment.asset(
         "instruction_candidates",
         KINDS,
         [
-            construction.new_instruction,
-            construction.response,
-            f"{construction.samples}/{construction.responses_per_instruction}/{construction.seed}",
-            experiment.prompts.digest("new_instruction", "answer"),
+            *_written_by(experiment, "new_instruction", "answer"),
+            experiment.values(
+                "training.stages",
+                "construction.pairs",
+                "construction.new_instruction",
+                "construction.response",
+                "construction.samples",
+                "construction.responses_per_instruction",
+                "construction.seed",
+            ),
         ],
         inputs=("reviewed_seed",),
         deps=("policy_model",),
@@ -123,15 +146,18 @@ def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
-    construction = experiment.settings.construction
-
     @experiment.asset(
         "preference_candidates",
         KINDS,
         [
-            construction.flawed_response,
-            f"{construction.samples}/{construction.seed}",
-            experiment.prompts.digest("flawed_response"),
+            *_written_by(experiment, "flawed_response"),
+            experiment.values(
+                "training.stages",
+                "construction.pairs",
+                "construction.flawed_response",
+                "construction.samples",
+                "construction.seed",
+            ),
         ],
         inputs=("reviewed_seed",),
         deps=("policy_model",),
@@ -148,12 +174,28 @@ def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
-    construction, evaluation = experiment.settings.construction, experiment.settings.evaluation
+    evaluation = experiment.settings.evaluation
+    compared = experiment.settings.construction.filters.contamination == "drop"
+    asked_by = ["evaluation.tasks", "evaluation.include_path", "evaluation.question_fields"]
 
     @experiment.asset(
         "candidate_ledger",
         KINDS,
-        [construction, evaluation, experiment.prompts.digest("review")],
+        [
+            *_written_by(experiment, "review"),
+            experiment.values(
+                *(asked_by if compared else []),
+                "construction.filters",
+                "construction.review",
+                "construction.reviews_per_item",
+                "construction.acceptance",
+                "construction.accept_above",
+                "construction.preference_gap",
+                "construction.max_rows_per_seed",
+                "construction.max_rows_per_iteration",
+                "construction.seed",
+            ),
+        ],
         inputs=("instruction_candidates", "preference_candidates", "reviewed_seed"),
         deps=("policy_model",),
         description="Every generated row, how far it came through length, ROUGE-L, contamination, reward and "
@@ -167,12 +209,12 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         from lance_dagster.evaluation.benchmarks import evaluation_questions
 
-        asked = (
-            evaluation_questions(evaluation, experiment.tasks_path)
-            if construction.filters.contamination == "drop"
-            else []
-        )
-        questions = EvaluationQuestions(asked)
+        questions = EvaluationQuestions(evaluation_questions(evaluation, experiment.tasks_path) if compared else [])
+        if compared and not evaluation.question_fields:
+            context.log.warning(
+                "contamination: evaluation.question_fields is empty, so no generated row is compared with what the "
+                "evaluation asks. Name the fields, or set construction.filters.contamination to 'off'."
+            )
         context.log.info(f"contamination: {len(questions)} evaluation questions")
         with experiment.step(context) as (step, _):
             table = experiment.method.candidate_ledger(
@@ -186,6 +228,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
                 **step.runner.usage.metadata(),
                 **_score_metadata(table),
                 **{f"funnel/{name}": count for name, count in counts.items()},
+                "contamination/questions": len(questions),
                 "filter/kept_fraction": kept / generated if generated else 0.0,
                 "score/histogram": _histogram(table, f"Iteration {step.iteration}: rewards of candidates"),
             },
@@ -196,12 +239,22 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
 
 def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
     training = experiment.settings.training
-    switches = f"{training.accumulate}/{training.replay_seed}/{training.replay_reviews}/{training.stages}"
 
     @experiment.asset(
         "sft_set",
         KINDS,
-        [switches, experiment.prompts.digest("review")],
+        [
+            experiment.prompts.identity,
+            experiment.prompts.digest("review"),
+            experiment.values(
+                "method",
+                "training.stages",
+                "training.accumulate",
+                "training.replay_seed",
+                "training.replay_reviews",
+                *(["construction.threshold"] if training.replay_seed == "accepted" else []),
+            ),
+        ],
         inputs=("candidate_ledger", "reviewed_seed", "seed_reviews"),
         deps=("policy_model",),
         description="D^s: accepted (instruction, response) rows of all iterations so far, and the replayed seed rows.",
@@ -226,17 +279,23 @@ def _sft_set(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
-    settings = experiment.settings
-    construction, training = settings.construction, settings.training
-    switches = (
-        f"{training.accumulate}/{training.stages}/{construction.preference_gap}/{construction.pairs}/"
-        f"{construction.acceptance}/{settings.prompts}"
-    )
+    training = experiment.settings.training
 
     @experiment.asset(
         "preference_set",
         KINDS,
-        [switches],
+        [
+            experiment.prompts.digest(),
+            experiment.values(
+                "method",
+                "training.stages",
+                "training.accumulate",
+                "construction.pairs",
+                "construction.acceptance",
+                "construction.preference_gap",
+                "prompts.system_in_preferences",
+            ),
+        ],
         inputs=("candidate_ledger", "reviewed_seed"),
         deps=("policy_model",),
         description="D^p: (prompt, chosen, rejected) pairs of all iterations so far, ordered by the reward of M_t.",
@@ -254,14 +313,6 @@ def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
         return table_result(table, {"rows/new": new} | ({} if margin is None else {"score/mean_margin": margin}))
 
     return preference_set
-
-
-def _review_switches(experiment: Experiment) -> str:
-    construction = experiment.settings.construction
-    return (
-        f"{construction.threshold}/{construction.branch_at_threshold}/{construction.reviews_per_item}/"
-        f"{construction.rereview_seeds}/{construction.unreviewed_seeds}/{construction.seed}"
-    )
 
 
 def _score_metadata(table: pa.Table) -> dict[str, float | int]:

@@ -9,12 +9,14 @@ import pyarrow.compute as pc
 from lance_dagster.components.experiment import Experiment, table_result
 from lance_dagster.components.training_assets import train_initial
 from lance_dagster.construction.assemble import SEED_ITERATION
-from lance_dagster.construction.policy import PolicyModel, open_ancestor
+from lance_dagster.construction.policy import Ancestor, PolicyModel, open_ancestor
 from lance_dagster.report.gather import gather
 from lance_dagster.report.render import markdown_image, to_markdown
 from lance_dagster.report.write import write_report
 from lance_dagster.storage.checkpoints import CheckpointManifest, local_folder
+from lance_dagster.storage.experiment_store import UNPARTITIONED
 from lance_dagster.storage.files import json_digest
+from lance_dagster.storage.tables import write_table
 from lance_dagster.training.stage import prompt_messages
 
 KINDS = {"parquet", "python"}
@@ -25,13 +27,31 @@ def evaluation_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     return [_baseline_scores(experiment), _eval_scores(experiment), _drift(experiment), _evolution_report(experiment)]
 
 
+def _scored_by(experiment: Experiment) -> str:
+    """For ``uses``: what decides a score, the checkpoint aside."""
+    return experiment.values(
+        "model.dtype",
+        "evaluation.tasks",
+        "evaluation.include_path",
+        "evaluation.breakdown_field",
+        "evaluation.limit",
+        "evaluation.few_shot",
+        "evaluation.chat_template",
+    )
+
+
 def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
     evaluation, training = experiment.settings.evaluation, experiment.settings.training
+    second_training = [experiment.values("training.initial", "training.seed"), experiment.prompts.digest("review")]
 
     @experiment.asset(
         "baseline_scores",
         KINDS,
-        [evaluation],
+        [
+            _scored_by(experiment),
+            experiment.values("evaluation.noise_floor"),
+            *(second_training if evaluation.noise_floor == "retrain" else []),
+        ],
         partitioned=False,
         inputs=("seed_instructions", "seed_reviews"),
         deps=("base_checkpoint", "initial_checkpoint"),
@@ -41,8 +61,8 @@ def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
     def baseline_scores(
         context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table
     ) -> dg.MaterializeResult[pa.Table]:
-        base = experiment.store.checkpoint("base_checkpoint")
-        initial = experiment.store.checkpoint("initial_checkpoint")
+        base = _undamaged(experiment, "base_checkpoint")
+        initial = _undamaged(experiment, "initial_checkpoint")
         tables = [
             _evaluate(experiment, context, base, "base", SEED_ITERATION),
             _evaluate(experiment, context, initial, "initial", SEED_ITERATION),
@@ -65,7 +85,7 @@ def _eval_scores(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "eval_scores",
         KINDS,
-        [experiment.settings.evaluation],
+        [_scored_by(experiment)],
         deps=("sft_checkpoint", "dpo_checkpoint"),
         description="lm-eval scores of M_t^S and of M_t^D: both, because DPO can cost what SFT gained.",
     )
@@ -73,7 +93,7 @@ def _eval_scores(experiment: Experiment) -> dg.AssetsDefinition:
         key = context.partition_key
         started = time.monotonic()
         table = pa.concat_tables(
-            _evaluate(experiment, context, experiment.store.checkpoint(f"{stage}_checkpoint", key), stage, int(key))
+            _evaluate(experiment, context, _undamaged(experiment, f"{stage}_checkpoint", key), stage, int(key))
             for stage in ("sft", "dpo")
         )
         seconds = round(time.monotonic() - started, 3)
@@ -88,7 +108,7 @@ def _drift(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "drift",
         KINDS,
-        [f"{rows}", experiment.settings.model],
+        [experiment.values("evaluation.drift_rows", "model.dtype"), experiment.prompts.digest()],
         inputs=("seed_instructions",),
         deps=("policy_model", "dpo_checkpoint"),
         description="How far M_t^D moved from the base, from M_0 and from every earlier policy model: KL divergence on "
@@ -101,7 +121,7 @@ def _drift(experiment: Experiment) -> dg.AssetsDefinition:
 
         iteration = int(context.partition_key)
         policy = PolicyModel.load(experiment.store, iteration)
-        manifest = experiment.store.checkpoint("dpo_checkpoint", context.partition_key)
+        manifest = _undamaged(experiment, "dpo_checkpoint", context.partition_key)
         system = experiment.prompts.content.system
         probes = [
             (prompt_messages(system, row["instruction"]), row["response"])
@@ -139,7 +159,22 @@ def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "evolution_report",
         {"html", "json"},
-        [experiment.settings.method],
+        [
+            experiment.prompts.identity,
+            experiment.values(
+                "method",
+                "iterations",
+                "model.path",
+                "seed.instructions",
+                "seed.reviews",
+                "seed.growth",
+                "construction.threshold",
+                "construction.samples",
+                "construction.reviews_per_item",
+                "construction.accept_above",
+                "construction.preference_gap",
+            ),
+        ],
         partitioned=False,
         deps=("baseline_scores", "eval_scores", "drift"),
         automation_condition=dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing()),
@@ -167,6 +202,12 @@ def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
     return evolution_report
 
 
+def _undamaged(experiment: Experiment, asset: str, partition: str = UNPARTITIONED) -> CheckpointManifest:
+    """A checkpoint as it is now; ArtifactError for files that do not match its digest."""
+    manifest = experiment.store.checkpoint(asset, partition)
+    return open_ancestor(experiment.store, Ancestor(manifest.kind, asset, partition, manifest.digest))
+
+
 def _evaluate(
     experiment: Experiment,
     context: dg.AssetExecutionContext,
@@ -178,10 +219,11 @@ def _evaluate(
     from lance_dagster.evaluation.benchmarks import evaluate_checkpoint
 
     with local_folder(manifest) as folder:
-        table = evaluate_checkpoint(
+        table, items = evaluate_checkpoint(
             folder, manifest.digest, stage, iteration, experiment.settings.model, experiment.settings.evaluation,
             experiment.tasks_path, context.log.info, seed,
         )  # fmt: skip
+    write_table(experiment.store.items(manifest.digest), items)
     for row in table.filter(pc.invert(pc.match_substring(table["task"], "/"))).to_pylist():
         context.log.info(f"{stage}: {row['task']} {row['metric']} {row['value']:.4f}")
     return table

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +16,11 @@ import dagster as dg
 import pyarrow as pa
 from upath import UPath
 
-from lance_dagster.construction.policy import PolicyModel
+from lance_dagster.construction.policy import PolicyModel, manifest_of
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import TextEngine
-from lance_dagster.engines.registry import engine_class
+from lance_dagster.engines.registry import engine_class, engine_identity
 from lance_dagster.errors import LanceError
 from lance_dagster.methods.method import Method
 from lance_dagster.methods.registry import method_named
@@ -74,6 +76,11 @@ class Experiment:
     def key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
+    def values(self, *names: str) -> str:
+        """Some settings by their dotted names ('construction.threshold') as one text, for ``uses`` of ``asset``."""
+        plain = self.settings.model_dump(mode="json")
+        return json.dumps({name: functools.reduce(operator.getitem, name.split("."), plain) for name in sorted(names)})
+
     def asset(
         self,
         name: str,
@@ -88,9 +95,10 @@ class Experiment:
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """``@dg.asset`` with what all assets of an experiment have in common.
 
-        ``uses``: the settings and template digests that decide the content; they make up the code version, so a
-        change of any of them shows the asset, and no other, as out of date. ``inputs`` are tables that the function
-        takes as arguments of the same names; ``deps`` are read from the store.
+        ``uses``: the settings (sections, or single ones by ``values``) and template digests that decide the content;
+        they make up the code version, so a change of one of them shows the assets that it decides, and no others, as
+        out of date. ``inputs`` are tables that the function takes as arguments of the same names; ``deps`` are read
+        from the store.
         """
         parts = [entry if isinstance(entry, str) else entry.model_dump(mode="json") for entry in uses]
 
@@ -115,22 +123,23 @@ class Experiment:
 
     @contextmanager
     def step(self, context: dg.AssetExecutionContext) -> Iterator[tuple[StepContext, PolicyModel]]:
-        """A construction step of the run's iteration, with M_t ready to generate."""
-        iteration = int(context.partition_key)
-        policy = PolicyModel.load(self.store, iteration)
-        manifest = policy.checkpoint(self.store)
-        build = engine_class(self.settings.engine.name)
-        with local_folder(manifest) as folder:
+        """A construction step of the run's iteration.
+
+        The weights of M_t are read, checked and loaded when something must be generated, not for cached texts.
+        """
+        engine, model = self.settings.engine, self.settings.model
+        policy = PolicyModel.load(self.store, int(context.partition_key))
+        digest = manifest_of(self.store, policy.model).digest
+        with ExitStack() as stack:
 
             def load() -> TextEngine:
-                context.log.info(f"loading {policy.model.label} ({manifest.digest}) into {self.settings.engine.name}")
-                return build(folder, manifest.digest, self.settings.model, self.settings.engine)
+                context.log.info(f"loading {policy.model.label} ({digest}) into {engine.name}")
+                folder = stack.enter_context(local_folder(policy.checkpoint(self.store)))
+                return engine_class(engine.name)(folder, digest, model, engine)
 
-            runner = BatchRunner(
-                load, manifest.digest, self.settings.engine.name, self.store.cache, self.settings.engine.shard_rows,
-                context.log.info,
-            )  # fmt: skip
-            yield StepContext(iteration, self.settings, self.prompts, runner, context.log.info), policy
+            identity = engine_identity(engine, model)
+            runner = BatchRunner(load, digest, identity, self.store.cache, engine.shard_rows, context.log.info)
+            yield StepContext(policy.iteration, self.settings, self.prompts, runner, context.log.info), policy
 
 
 def table_result(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult[pa.Table]:

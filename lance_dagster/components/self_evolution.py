@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Any, Self
 
 import dagster as dg
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 
 from lance_dagster.components.automation import experiment_jobs
 from lance_dagster.components.construction_assets import construction_assets
@@ -17,13 +18,24 @@ from lance_dagster.errors import SettingsError
 from lance_dagster.settings import EvolutionSettings, Section, parse_settings
 
 
+class _SchemaOfSettings:
+    """For editors and `dg check yaml`, plain values have the JSON schema of EvolutionSettings."""
+
+    def __get_pydantic_json_schema__(self, plain: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(EvolutionSettings.__pydantic_core_schema__)
+
+
 class ExperimentFile(Section):
-    """The attributes of a defs.yaml. Text may hold templates such as ``{{ env.BASE_MODEL }}``."""
+    """The attributes of a defs.yaml. Text may hold templates such as ``{{ env.BASE_MODEL }}``.
+
+    ``settings`` are plain values here: they are validated once templates are filled in, with an explanation of what
+    is allowed.
+    """
 
     experiment: str = Field(
         pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name: prefix of the asset keys, and the group"
     )
-    settings: EvolutionSettings
+    settings: Annotated[dict[str, Any], _SchemaOfSettings()]
 
 
 class SelfEvolution(dg.Component):
@@ -41,9 +53,11 @@ class SelfEvolution(dg.Component):
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
         if not isinstance(attributes, ExperimentFile):
             raise SettingsError(f"{context.path}: a SelfEvolution needs `experiment` and `settings` under `attributes`")
-        plain = attributes.settings.model_dump(mode="json", exclude_unset=True)
-        resolved = context.resolution_context.at_path("attributes").resolve_value(plain, as_type=dict)
-        return cls(attributes.experiment, parse_settings(resolved))
+        values = context.resolution_context.at_path("attributes").resolve_value(attributes.settings, as_type=dict)
+        try:
+            return cls(attributes.experiment, parse_settings(values))
+        except SettingsError as error:
+            raise SettingsError(f"{context.path / 'defs.yaml'}, experiment {attributes.experiment}: {error}") from None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return experiment_definitions(Experiment(self.experiment, self.settings, context.project_root))

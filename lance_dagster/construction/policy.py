@@ -165,16 +165,22 @@ def _refuse_half_made(
             )
 
 
-def open_ancestor(store: ExperimentStore, ancestor: Ancestor) -> CheckpointManifest:
-    """The checkpoint of an ancestor; ArtifactError if its place now holds another one, or damaged files."""
+def manifest_of(store: ExperimentStore, ancestor: Ancestor) -> CheckpointManifest:
+    """The manifest of an ancestor; ArtifactError if its place now holds another one. The weights are not looked at."""
     manifest = store.checkpoint(ancestor.asset, ancestor.partition)
-    label = _label(store, ancestor.asset, ancestor.partition)
     if manifest.digest != ancestor.digest:
         raise ArtifactError(
-            f"{label} now has digest {manifest.digest}, but this iteration was built on {ancestor.digest}: it was "
-            "re-materialised since. Re-materialise policy_model of this iteration and what follows it."
+            f"{_label(store, ancestor.asset, ancestor.partition)} now has digest {manifest.digest}, but this iteration "
+            f"was built on {ancestor.digest}: it was re-materialised since. Re-materialise policy_model of this "
+            "iteration and what follows it."
         )
-    verify(manifest, label)
+    return manifest
+
+
+def open_ancestor(store: ExperimentStore, ancestor: Ancestor) -> CheckpointManifest:
+    """``manifest_of`` an ancestor whose files are undamaged, which takes reading all of them."""
+    manifest = manifest_of(store, ancestor)
+    verify(manifest, _label(store, ancestor.asset, ancestor.partition))
     return manifest
 
 

@@ -23,12 +23,18 @@ class TransformersEngine:
     """
 
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
+        from transformers import GenerationConfig
+
         from lance_dagster.storage.models import load_model, load_tokenizer
 
         self._digest = digest
         self._settings = engine
+        self._identity = f"transformers/{model.dtype}"
         self._tokenizer = load_tokenizer(folder, padding_side="left")
         self._model = load_model(folder, model).eval()
+        self._ends = self._end_tokens()
+        # Hub models bring sampling of their own, such as a repetition penalty. The settings alone decide.
+        self._model.generation_config = GenerationConfig()
         self._context = int(getattr(self._model.config, "max_position_embeddings", 0) or 1 << 30)
 
     @property
@@ -37,7 +43,7 @@ class TransformersEngine:
 
     @property
     def identity(self) -> str:
-        return "transformers"
+        return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         encoded = [self._encode(position, request) for position, request in enumerate(requests)]
@@ -81,7 +87,7 @@ class TransformersEngine:
         from transformers import LogitsProcessorList
 
         sampling = requests[batch[0]].sampling
-        pad, ends = self._tokenizer.pad_token_id, self._end_tokens()
+        pad, ends = self._tokenizer.pad_token_id, self._ends
         width = max(len(encoded[i]) for i in batch)
         ids = torch.full((len(batch), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -93,19 +99,23 @@ class TransformersEngine:
             seeds = [requests[i].seed for i in batch]
             processors.append(_seeded_nucleus(seeds, sampling, width))
         device = self._model.device
-        with torch.inference_mode():
-            output = self._model.generate(
-                ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                logits_processor=processors,
-                pad_token_id=pad,
-                eos_token_id=sorted(ends),
-            )
+        try:
+            with torch.inference_mode():
+                output = self._model.generate(
+                    ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=sampling.max_new_tokens,
+                    do_sample=False,
+                    logits_processor=processors,
+                    pad_token_id=pad,
+                    eos_token_id=sorted(ends),
+                )
+        except torch.OutOfMemoryError as error:
+            raise GenerationError(
+                f"{device} has too little memory for {len(batch)} prompts of up to {width} tokens and "
+                f"{sampling.max_new_tokens} new ones each: lower engine.max_batch_tokens, which is "
+                f"{self._settings.max_batch_tokens:,}. Texts of earlier shards are kept."
+            ) from error
         completions = []
         for row, index in enumerate(batch):
             new = output[row, width:].tolist()

@@ -7,17 +7,24 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from lance_dagster.errors import EvaluationError
-from lance_dagster.records import EVAL_SCORES, table_of
+from lance_dagster.records import EVAL_ITEMS, EVAL_SCORES, row_id, table_of
 from lance_dagster.settings import EvaluationSettings, ModelSettings
 from lance_dagster.storage.models import load_model, load_tokenizer
 
 # Metrics that are not between 0 and 1.
 _UNBOUNDED = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "bleu", "chrf", "ter", "brier")
+
+
+class Evaluation(NamedTuple):
+    """What one checkpoint scored: ``scores`` has schema EVAL_SCORES, ``items`` EVAL_ITEMS."""
+
+    scores: pa.Table
+    items: pa.Table
 
 
 def evaluate_checkpoint(
@@ -30,11 +37,12 @@ def evaluate_checkpoint(
     include_path: str | None,
     log: Callable[[str], None],
     seed: int = 0,
-) -> pa.Table:
-    """Scores of one checkpoint on all tasks of the settings. Schema EVAL_SCORES.
+) -> Evaluation:
+    """Scores of one checkpoint on all tasks of the settings, and the metric of every single document.
 
-    With ``breakdown_field`` a row ``task/value`` follows for each value of that field. A task that lm-eval does not
-    score completely, or a score that is no number, is an EvaluationError: nothing is reported as 0.
+    ``metric`` is lm-eval's name, with the filter where a task has one: ``exact_match,strict-match``. With
+    ``breakdown_field`` a row ``task/value`` follows for each value of that field. A task that lm-eval does not score
+    completely, or a score that is no number, is an EvaluationError: nothing is reported as 0.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -62,14 +70,19 @@ def evaluate_checkpoint(
     if results is None:
         raise EvaluationError(f"lm-eval returned no result for {stage} on {', '.join(settings.tasks)}")
     rows: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     common = {"stage": stage, "iteration": iteration, "model_digest": digest}
     for task in settings.tasks:
         rows += [{**common, **row} for row in _task_rows(results, task, settings.breakdown_field)]
-    return table_of(rows, EVAL_SCORES)
+        items += [{"model_digest": digest, **row} for row in _item_rows(results, task, settings.breakdown_field)]
+    return Evaluation(table_of(rows, EVAL_SCORES), table_of(items, EVAL_ITEMS))
 
 
 def evaluation_questions(settings: EvaluationSettings, include_path: str | None) -> list[str]:
-    """What the evaluation tasks ask, from ``question_fields`` of their documents (each a text or a list of texts)."""
+    """What the evaluation tasks ask, from ``question_fields`` of their documents (each a text or a list of texts).
+
+    Tasks name their fields differently: a document needs one of them, and all that it has are taken.
+    """
     if not settings.question_fields:
         return []
     with _QuietHarness():
@@ -77,12 +90,13 @@ def evaluation_questions(settings: EvaluationSettings, include_path: str | None)
     questions: list[str] = []
     for name, task in _leaf_tasks(loaded):
         for document in task.eval_docs:
-            for field in settings.question_fields:
-                if field not in document:
-                    raise EvaluationError(
-                        f"evaluation.question_fields: documents of task {name!r} have no field {field!r}; they have "
-                        f"{', '.join(document)}"
-                    )
+            fields = [field for field in settings.question_fields if field in document]
+            if not fields:
+                raise EvaluationError(
+                    f"evaluation.question_fields: documents of task {name!r} have none of the fields "
+                    f"{', '.join(settings.question_fields)}; they have {', '.join(document)}"
+                )
+            for field in fields:
                 value = document[field]
                 questions += [value] if isinstance(value, str) else list(value)
     return questions
@@ -122,8 +136,6 @@ def _task_rows(results: dict[str, Any], task: str, breakdown: str | None) -> Ite
     scores = results["results"].get(task)
     if not scores:
         raise EvaluationError(f"lm-eval scored no document of task {task!r}")
-    samples = results.get("samples", {}).get(task, [])
-    documents = results["n-samples"][task]["effective"] if task in results.get("n-samples", {}) else len(samples)
     found = False
     for key, value in scores.items():
         metric, _, filter_name = key.partition(",")
@@ -131,21 +143,49 @@ def _task_rows(results: dict[str, Any], task: str, breakdown: str | None) -> Ite
             continue
         error = scores.get(f"{metric}_stderr,{filter_name}")
         found = True
-        yield _row(task, metric, value, error if isinstance(error, int | float) else None, documents)
+        known = error if isinstance(error, int | float) else None
+        yield _row(task, _metric_name(metric, filter_name), value, known, scores["sample_len"])
     if not found:
         raise EvaluationError(f"lm-eval gave no numeric metric for task {task!r}: {scores}")
     if breakdown is None:
         return
     parts: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for sample in samples:
+    for sample in [sample for leaf in _leaf_names(results, task) for sample in results["samples"][leaf]]:
         if breakdown not in sample["doc"]:
             raise EvaluationError(f"evaluation.breakdown_field: documents of task {task!r} have no field {breakdown!r}")
         for metric in sample["metrics"]:
-            parts[(str(sample["doc"][breakdown]), metric)].append(float(sample[metric]))
+            name = _metric_name(metric, sample["filter"])
+            parts[(str(sample["doc"][breakdown]), name)].append(float(sample[metric]))
     for (part, metric), values in sorted(parts.items()):
         mean = sum(values) / len(values)
         spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
         yield _row(f"{task}/{part}", metric, mean, spread, len(values))
+
+
+def _item_rows(results: dict[str, Any], task: str, breakdown: str | None) -> Iterable[dict[str, Any]]:
+    """One row per document and numeric metric: what paired comparisons of checkpoints need."""
+    for leaf in _leaf_names(results, task):
+        for sample in results["samples"][leaf]:
+            for metric in sample["metrics"]:
+                if isinstance(sample[metric], int | float):
+                    yield {
+                        "task": task,
+                        "document": row_id("document", leaf, sample["doc_hash"]),
+                        "part": None if breakdown is None else str(sample["doc"][breakdown]),
+                        "metric": _metric_name(metric, sample["filter"]),
+                        "value": float(sample[metric]),
+                    }
+
+
+def _metric_name(metric: str, filter_name: str) -> str:
+    """lm-eval scores a document once per filter of its task; most tasks have none."""
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _leaf_names(results: dict[str, Any], task: str) -> list[str]:
+    """The single tasks of a group, or the task itself."""
+    children = results["group_subtasks"].get(task, [])
+    return [leaf for child in children for leaf in _leaf_names(results, child)] or [task]
 
 
 def _row(task: str, metric: str, value: float, error: float | None, documents: int) -> dict[str, Any]:

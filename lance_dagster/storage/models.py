@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lance_dagster.errors import ArtifactError
+from lance_dagster.errors import ArtifactError, SettingsError
 from lance_dagster.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -13,31 +13,63 @@ if TYPE_CHECKING:
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """The device to use: the one named, or a GPU where there is one."""
+    """The device to use: the one named, or a GPU where there is one. SettingsError for a GPU that is not there."""
     import torch
 
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "model.device is 'cuda', but torch sees no GPU here. Check the driver (`nvidia-smi`) and "
+            "CUDA_VISIBLE_DEVICES, or set it to 'auto' or 'cpu'."
+        )
     return torch.device(settings.device)
 
 
 def load_tokenizer(folder: Path, padding_side: Literal["left", "right"] = "right") -> Any:
-    """The tokenizer of a checkpoint; ArtifactError if it has no chat template, which every stage needs."""
+    """The tokenizer of a checkpoint, whose ``eos_token`` is the one that ends a turn of its chat template.
+
+    The two differ in some base models: Qwen2-7B has <|endoftext|>, while its template closes turns with <|im_end|>.
+    Raises ArtifactError for a folder without a tokenizer or without a chat template, which every stage needs.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # what transformers makes up without files
+        raise ArtifactError(
+            f"{folder} holds no tokenizer, or an empty one. Put tokenizer.json and tokenizer_config.json of the model "
+            "beside its weights."
+        )
     if not tokenizer.chat_template:
         raise ArtifactError(
             f"the tokenizer in {folder} has no chat template, so prompts cannot be rendered. Use the instruct "
             "variant of the model, or put a chat_template.jinja into the model folder."
         )
+    tokenizer.eos_token = _end_of_turn(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def _end_of_turn(tokenizer: Any) -> str:
+    """The special token that follows a response in the chat template; the tokenizer's own end token if none does."""
+    response = "the response"
+    turns = [{"role": "user", "content": "the instruction"}, {"role": "assistant", "content": response}]
+    _, found, tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(response)
+    closing = [token for token in tokenizer.get_added_vocab() if found and tail.lstrip().startswith(token)]
+    return str(max(closing, key=len)) if closing else str(tokenizer.eos_token)
+
+
 def load_model(folder: Path, settings: ModelSettings) -> Any:
-    """The causal language model of a checkpoint, on its device."""
+    """The causal language model of a checkpoint, on its device.
+
+    The stages of a run share one process, so GPU memory of models that are no longer used is given back first.
+    """
+    import gc
+
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -45,6 +77,9 @@ def load_model(folder: Path, settings: ModelSettings) -> Any:
     logging.disable_progress_bar()  # one bar per weight shard is noise in a run's log
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if torch.cuda.is_available():
+        gc.collect()  # trainers hold their model and their optimiser in reference cycles
+        torch.cuda.empty_cache()
     dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=settings.trust_remote_code)
@@ -71,6 +106,7 @@ def fetch_base_model(settings: ModelSettings, resolved: str) -> Path:
 
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+        patterns += ["*.py"] if settings.trust_remote_code else []
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ArtifactError(

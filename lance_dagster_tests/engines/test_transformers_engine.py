@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lance_dagster.engines.engine import GenerationRequest
+from lance_dagster.engines.registry import engine_identity
 from lance_dagster.engines.transformers_engine import TransformersEngine
 from lance_dagster.errors import ArtifactError, GenerationError
 from lance_dagster.prompts.library import load_prompt_set
@@ -127,3 +128,35 @@ def test_a_folder_without_a_model_or_chat_template_is_refused(tmp_path: Path) ->
     (tmp_path / "model/model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="cannot load the checkpoint"):
         TransformersEngine(tmp_path / "model", "x", MODEL, EngineSettings())
+
+
+def test_sampling_is_what_the_settings_say_and_not_what_the_model_folder_brings(
+    engine: TransformersEngine, tmp_path: Path
+) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(BASE, tmp_path / "model")
+    path = tmp_path / "model/generation_config.json"
+    own = {"do_sample": True, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "top_k": 1, "temperature": 0.1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    other = TransformersEngine(tmp_path / "model", "base", MODEL, EngineSettings())
+    requests = [request("Write CAT letter by letter with dashes.", seed) for seed in range(20)]
+    assert [c.text for c in other.generate(requests)] == [c.text for c in engine.generate(requests)]
+
+
+def test_the_type_of_the_weights_is_part_of_the_identity(engine: TransformersEngine) -> None:
+    assert engine.identity == engine_identity(EngineSettings(), MODEL)
+    assert engine.identity != engine_identity(EngineSettings(), MODEL.model_copy(update={"dtype": "bfloat16"}))
+
+
+def test_too_little_memory_names_the_batch_and_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def generate(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    small = TransformersEngine(BASE, "base", MODEL, EngineSettings(max_batch_tokens=4000))
+    monkeypatch.setattr(small._model, "generate", generate)
+    with pytest.raises(GenerationError, match=r"memory for 4 prompts .* lower engine.max_batch_tokens, which is 4,000"):
+        small.generate([request(i) for i in INSTRUCTIONS])

@@ -58,6 +58,38 @@ def test_a_checkpoint_whose_files_changed_is_refused(evolved: Tiny, tmp_path: Pa
     assert "model.safetensors" in message and "digest" in message and "Re-materialise" in message
 
 
+def test_damaged_weights_are_neither_scored_nor_measured(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = copy_of(evolved, tmp_path)
+    weights = Path(tiny.experiment.store.checkpoint("dpo_checkpoint", "001").location) / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert tiny.run("setup", select=SEEDS).success
+    for asset in ("eval_scores", "drift"):
+        message = tiny.failure("one_iteration", "001", select=[asset])
+        assert "tiny/dpo_checkpoint[001]" in message and "model.safetensors does not match its digest" in message
+
+
+def test_stages_whose_texts_are_cached_read_no_weights_and_training_does(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = copy_of(evolved, tmp_path)
+    (Path(tiny.experiment.store.checkpoint("initial_checkpoint").location) / "model.safetensors").unlink()
+    assert tiny.run("setup", select=SEEDS).success
+    cached = ["reviewed_seed", "instruction_candidates", "preference_candidates", "candidate_ledger", "sft_set"]
+    assert tiny.run("one_iteration", "000", select=cached).success
+    assert table_digest(tiny.table("sft_set", "000")) == table_digest(evolved.table("sft_set", "000"))
+    message = tiny.failure("one_iteration", "000", select=["sft_checkpoint"])
+    assert "tiny/initial_checkpoint" in message and "model.safetensors is missing" in message
+
+
+def test_stages_refuse_a_model_that_was_replaced_since_even_if_all_is_cached(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = copy_of(evolved, tmp_path)
+    store = tiny.experiment.store
+    shutil.copyfile(str(store.manifest("dpo_checkpoint", "001")), str(store.manifest("dpo_checkpoint", "000")))
+    assert tiny.run("setup", select=SEEDS).success
+    message = tiny.failure("one_iteration", "001", select=["reviewed_seed"])
+    assert "tiny/dpo_checkpoint[000] now has digest" in message and "Re-materialise policy_model" in message
+
+
 def test_an_earlier_table_that_changed_since_is_not_read(evolved: Tiny, tmp_path: Path) -> None:
     from lance_dagster.storage.tables import write_table
 
