@@ -5,6 +5,7 @@ import time
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
+from upath import UPath
 
 from lance_dagster.components.experiment import Experiment, table_result
 from lance_dagster.components.training_assets import train_initial
@@ -13,7 +14,7 @@ from lance_dagster.construction.policy import Ancestor, PolicyModel, open_ancest
 from lance_dagster.report.gather import gather
 from lance_dagster.report.render import markdown_image, to_markdown
 from lance_dagster.report.write import write_report
-from lance_dagster.storage.checkpoints import CheckpointManifest, local_folder
+from lance_dagster.storage.checkpoints import CheckpointManifest, hash_folder, local_folder
 from lance_dagster.storage.experiment_store import UNPARTITIONED
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.tables import write_table
@@ -71,7 +72,8 @@ def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
             again = training.seed + 1
             context.log.info(f"noise floor: training M_0 again with seed {again}")
             with train_initial(experiment, context, seed_instructions, seed_reviews, again) as (staged, _, _):
-                second = CheckpointManifest("initial_again", str(staged), f"seed-{again}", {})
+                files = hash_folder(UPath(staged))
+                second = CheckpointManifest("initial_again", str(staged), json_digest(files), files)
                 tables.append(_evaluate(experiment, context, second, "initial_again", SEED_ITERATION))
         else:
             tables.append(_evaluate(experiment, context, initial, "initial_again", SEED_ITERATION, seed=1))

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from safetensors.numpy import load_file
 
 from lance_dagster import records
-from lance_dagster.storage.tables import table_digest
+from lance_dagster.storage.tables import read_table, table_digest
 from lance_dagster_tests.tiny import Tiny
 
 SCHEMAS = {
@@ -132,7 +132,13 @@ def test_both_checkpoints_base_and_m0_are_scored_with_standard_errors(evolved: T
 def test_the_noise_floor_is_a_second_training_of_m0(evolved: Tiny) -> None:
     table = evolved.table("baseline_scores")
     digests = {row["stage"]: row["model_digest"] for row in table.to_pylist()}
-    assert digests["initial"] != digests["initial_again"]
+    assert digests["initial"] == evolved.manifest("initial_checkpoint")["digest"]
+    assert digests["initial_again"] not in ("", digests["initial"], digests["base"])
+    items = {stage: read_table(evolved.experiment.store.items(digest)) for stage, digest in digests.items()}
+    assert len({table_digest(table.drop_columns("model_digest")) for table in items.values()}) > 1
+    for stage, table in items.items():
+        assert table.num_rows == 60, stage
+        assert set(table["model_digest"].to_pylist()) == {digests[stage]}
 
 
 def test_drift_names_every_earlier_model(evolved: Tiny) -> None:
