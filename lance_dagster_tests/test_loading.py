@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import yaml
 
+from lance_dagster.components.self_evolution import ExperimentFile
+from lance_dagster.settings import parse_settings
 from lance_dagster_tests.tiny import REPOSITORY
 
 HEAVY = ["torch", "transformers", "trl", "lm_eval", "matplotlib", "datasets", "vllm"]
@@ -162,6 +165,20 @@ def test_loading_wrong_settings_names_the_file_the_field_the_value_the_range_and
     assert "allowed: number, 0 to 10, such as 7.0" in loading
     assert "construction.sample: Extra inputs are not permitted (got 4); allowed: a section with" in loading
     assert "construction.seed" in loading and "(got 'many'); allowed: whole number, 0 or more" in loading
+
+
+def test_the_experiment_of_the_readme_is_valid() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    example = yaml.safe_load(readme.partition("```yaml")[2].partition("```")[0])
+    attributes = ExperimentFile.model_validate(example["attributes"])
+    assert parse_settings(attributes.settings).evaluation.question_fields == ("question",)
+
+
+def test_a_copied_experiment_that_kept_its_name_is_refused(tmp_path: Path) -> None:
+    project = project_with(tmp_path, {})
+    shutil.copytree(project / "lance_dagster/defs/mine", project / "lance_dagster/defs/copy")
+    text = run(sys.executable, "-c", LOAD, cwd=project, PYTHONPATH=str(project)).stderr
+    assert "defs/copy/defs.yaml: experiment is 'mine', but its folder is 'copy'. Give both the same name." in text, text
 
 
 def test_a_setting_can_come_from_the_environment_and_is_checked_then(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class ExperimentFile(Section):
     """
 
     experiment: str = Field(
-        pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name: prefix of the asset keys, and the group"
+        pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name of the folder: prefix of the asset keys, and the group"
     )
     settings: Annotated[dict[str, Any], _SchemaOfSettings()]
 
@@ -51,13 +51,19 @@ class SelfEvolution(dg.Component):
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        file = context.path / "defs.yaml"
         if not isinstance(attributes, ExperimentFile):
-            raise SettingsError(f"{context.path}: a SelfEvolution needs `experiment` and `settings` under `attributes`")
+            raise SettingsError(f"{file}: a SelfEvolution needs `experiment` and `settings` under `attributes`")
+        if attributes.experiment != context.path.name:  # two copies of one experiment would write the same files
+            raise SettingsError(
+                f"{file}: experiment is {attributes.experiment!r}, but its folder is {context.path.name!r}. Give both "
+                "the same name."
+            )
         values = context.resolution_context.at_path("attributes").resolve_value(attributes.settings, as_type=dict)
         try:
             return cls(attributes.experiment, parse_settings(values))
         except SettingsError as error:
-            raise SettingsError(f"{context.path / 'defs.yaml'}, experiment {attributes.experiment}: {error}") from None
+            raise SettingsError(f"{file}, experiment {attributes.experiment}: {error}") from None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return experiment_definitions(Experiment(self.experiment, self.settings, context.project_root))
