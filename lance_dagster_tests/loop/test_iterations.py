@@ -135,7 +135,6 @@ def test_the_noise_floor_is_a_second_training_of_m0(evolved: Tiny) -> None:
     assert digests["initial"] == evolved.manifest("initial_checkpoint")["digest"]
     assert digests["initial_again"] not in ("", digests["initial"], digests["base"])
     items = {stage: read_table(evolved.experiment.store.items(digest)) for stage, digest in digests.items()}
-    assert len({table_digest(table.drop_columns("model_digest")) for table in items.values()}) > 1
     for stage, table in items.items():
         assert table.num_rows == 60, stage
         assert set(table["model_digest"].to_pylist()) == {digests[stage]}
