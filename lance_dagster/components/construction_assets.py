@@ -13,7 +13,7 @@ from lance_dagster.construction.filters.contamination import EvaluationQuestions
 from lance_dagster.construction.ledger import funnel
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
 from lance_dagster.errors import TrainingError
-from lance_dagster.prompts.library import PromptKind
+from lance_dagster.prompts.prompt_sets import PromptKind
 from lance_dagster.report.pictures import score_histogram
 from lance_dagster.report.render import markdown_image
 from lance_dagster.storage.tables import write_table

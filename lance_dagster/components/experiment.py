@@ -24,7 +24,7 @@ from lance_dagster.engines.registry import engine_class, engine_identity
 from lance_dagster.errors import LanceError
 from lance_dagster.methods.method import Method
 from lance_dagster.methods.registry import method_named
-from lance_dagster.prompts.library import PromptSet, load_prompt_set
+from lance_dagster.prompts.prompt_sets import PromptSet, load_prompt_set
 from lance_dagster.settings import EvolutionSettings, Section
 from lance_dagster.storage.checkpoints import local_folder
 from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key, resolve_path

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.engine import Completion
-from lance_dagster.prompts.library import PromptKind
 from lance_dagster.prompts.parsing import extract_answer
+from lance_dagster.prompts.prompt_sets import PromptKind
 from lance_dagster.records import CANDIDATES, row_id, table_of
 from lance_dagster.settings import SamplingSettings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import Completion, GenerationRequest
-from lance_dagster.prompts.library import Message, PromptKind, PromptSet
+from lance_dagster.prompts.prompt_sets import Message, PromptKind, PromptSet
 from lance_dagster.settings import EvolutionSettings, SamplingSettings
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from lance_dagster.prompts.library import Message
+from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.settings import SamplingSettings
 
 FinishReason = Literal["stop", "length"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lance_dagster.prompts.library import Message
+from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.records import DRIFT, table_of
 from lance_dagster.settings import ModelSettings
 from lance_dagster.storage.models import load_model, load_tokenizer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lance_dagster.mini.families import Family
 from lance_dagster.mini.world import Split, World
-from lance_dagster.prompts.library import PromptKind, PromptSet
+from lance_dagster.prompts.prompt_sets import PromptKind, PromptSet
 
 # Families that take longest to learn are drawn more often.
 SLOW_FAMILIES = ("addition", "subtraction", "counting", "reversing", "next_letter")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lance_dagster.mini.documents import Document, DocumentMix, answer_pools, pretraining_documents
 from lance_dagster.mini.world import World, WorldName, world_named
-from lance_dagster.prompts.library import PromptSet, load_prompt_set
+from lance_dagster.prompts.prompt_sets import PromptSet, load_prompt_set
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from lance_dagster.mini.world import World
-from lance_dagster.prompts.library import PromptSet
+from lance_dagster.prompts.prompt_sets import PromptSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lance_dagster.prompts.library import PromptSet
+from lance_dagster.prompts.prompt_sets import PromptSet
 from lance_dagster.report.summary import IterationTables, Summary, build_summary
 from lance_dagster.settings import EvolutionSettings
 from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key

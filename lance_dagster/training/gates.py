@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lance_dagster.errors import TrainingError
-from lance_dagster.prompts.library import Message
+from lance_dagster.prompts.prompt_sets import Message
 
 
 def measure(

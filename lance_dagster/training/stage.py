@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_dagster.errors import TrainingError
-from lance_dagster.prompts.library import Message
+from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.settings import ModelSettings, OptimiserSettings
 from lance_dagster.storage.models import device_of
 

@@ -25,7 +25,7 @@ from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import Completion, GenerationRequest
 from lance_dagster.engines.scripted_engine import ScriptedEngine
-from lance_dagster.prompts.library import PROMPT_KINDS, PromptKind, PromptSet, load_prompt_set
+from lance_dagster.prompts.prompt_sets import PROMPT_KINDS, PromptKind, PromptSet, load_prompt_set
 from lance_dagster.records import row_id
 from lance_dagster.settings import EvolutionSettings, parse_settings
 

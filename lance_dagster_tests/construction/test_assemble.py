@@ -16,8 +16,8 @@ from lance_dagster.construction.assemble import (
 )
 from lance_dagster.construction.review import review_seed
 from lance_dagster.errors import ArtifactError
-from lance_dagster.prompts.library import load_prompt_set
 from lance_dagster.prompts.parsing import parse_rationale, parse_score
+from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster.records import (
     CANDIDATE_LEDGER,
     PREFERENCE_SET,

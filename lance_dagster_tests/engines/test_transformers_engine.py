@@ -11,7 +11,7 @@ from lance_dagster.engines.engine import GenerationRequest
 from lance_dagster.engines.registry import engine_identity
 from lance_dagster.engines.transformers_engine import TransformersEngine
 from lance_dagster.errors import ArtifactError, GenerationError
-from lance_dagster.prompts.library import load_prompt_set
+from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
 from lance_dagster.storage.models import load_model, load_tokenizer
 from lance_dagster_tests.tiny import REPOSITORY

@@ -25,8 +25,8 @@ from lance_dagster.mini.datasets import (
 from lance_dagster.mini.documents import SLOW_FAMILIES, Document, DocumentMix, pretraining_documents
 from lance_dagster.mini.families import ADDITION, FACT, REPAIR_FAMILIES
 from lance_dagster.mini.world import GOOD_SCORE, Item, World
-from lance_dagster.prompts.library import PROMPT_KINDS, PromptKind, load_prompt_set
 from lance_dagster.prompts.parsing import parse_rationale, parse_score
+from lance_dagster.prompts.prompt_sets import PROMPT_KINDS, PromptKind, load_prompt_set
 
 WORLD = World()
 DATA = Path(lance_dagster.__file__).parents[1] / "data" / "mini"

@@ -15,7 +15,7 @@ from lance_dagster.mini.documents import answer_pools, pretraining_documents
 from lance_dagster.mini.families import Family
 from lance_dagster.mini.pretraining import RECIPES
 from lance_dagster.mini.world import Item, world_named
-from lance_dagster.prompts.library import load_prompt_set
+from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster_tests.tiny import REPOSITORY
 
 WORLD = world_named("discovery")

@@ -11,7 +11,7 @@ from upath import UPath
 from lance_dagster.mini.pretraining import PretrainingRecipe, pretrain
 from lance_dagster.mini.tokenizer import build_tokenizer
 from lance_dagster.mini.world import World
-from lance_dagster.prompts.library import load_prompt_set
+from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster.storage.checkpoints import hash_folder
 from lance_dagster.storage.models import load_tokenizer
 from lance_dagster_tests.tiny import REPOSITORY

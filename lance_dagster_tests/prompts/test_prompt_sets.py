@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lance_dagster.errors import SettingsError
-from lance_dagster.prompts.library import PROMPT_KINDS, PromptKind, PromptSet, load_prompt_set
 from lance_dagster.prompts.parsing import extract_answer, parse_rationale, parse_score
+from lance_dagster.prompts.prompt_sets import PROMPT_KINDS, PromptKind, PromptSet, load_prompt_set
 
 SHIPPED = ["lance_v1", "mini_v1"]
 SEED = {"instruction": "Name a red fruit.", "response": "A cherry."}
