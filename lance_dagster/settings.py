@@ -157,6 +157,9 @@ class ConstructionSettings(Section):
         description="what becomes training data: rows by the reward of M_t, or, as a control, everything that passed "
         "the filters, the original being preferred to every flawed response",
     )
+    acceptance_judge: Literal["policy", "initial"] = Field(
+        "policy", description="the model that rewards generated rows: M_t (paper), or the frozen M_0"
+    )
     pairs: Literal["flawed", "own_responses"] = Field(
         "flawed",
         description="what preference pairs are made of: a seed's response and flawed ones (paper), or the best and the "

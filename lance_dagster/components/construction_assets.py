@@ -189,6 +189,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
                 "construction.review",
                 "construction.reviews_per_item",
                 "construction.acceptance",
+                "construction.acceptance_judge",
                 "construction.accept_above",
                 "construction.preference_gap",
                 "construction.max_rows_per_seed",
@@ -216,7 +217,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
                 "evaluation asks. Name the fields, or set construction.filters.contamination to 'off'."
             )
         context.log.info(f"contamination: {len(questions)} evaluation questions")
-        with experiment.step(context) as (step, _):
+        with experiment.step(context, experiment.settings.construction.acceptance_judge) as (step, _):
             table = experiment.method.candidate_ledger(
                 step, instruction_candidates, preference_candidates, reviewed_seed, questions
             )

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import dagster as dg
 import pyarrow as pa
 from upath import UPath
 
-from lance_dagster.construction.policy import PolicyModel, manifest_of
+from lance_dagster.construction.policy import PolicyModel, manifest_of, open_ancestor
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import TextEngine
@@ -122,19 +122,22 @@ class Experiment:
         return decorate
 
     @contextmanager
-    def step(self, context: dg.AssetExecutionContext) -> Iterator[tuple[StepContext, PolicyModel]]:
-        """A construction step of the run's iteration.
+    def step(
+        self, context: dg.AssetExecutionContext, judge: Literal["policy", "initial"] = "policy"
+    ) -> Iterator[tuple[StepContext, PolicyModel]]:
+        """A construction step of the run's iteration, done by M_t or by M_0.
 
-        The weights of M_t are read, checked and loaded when something must be generated, not for cached texts.
+        The weights are read, checked and loaded when something must be generated, not for cached texts.
         """
         engine, model = self.settings.engine, self.settings.model
         policy = PolicyModel.load(self.store, int(context.partition_key))
-        digest = manifest_of(self.store, policy.model).digest
+        worker = policy.initial if judge == "initial" else policy.model
+        digest = manifest_of(self.store, worker).digest
         with ExitStack() as stack:
 
             def load() -> TextEngine:
-                context.log.info(f"loading {policy.model.label} ({digest}) into {engine.name}")
-                folder = stack.enter_context(local_folder(policy.checkpoint(self.store)))
+                context.log.info(f"loading {worker.label} ({digest}) into {engine.name}")
+                folder = stack.enter_context(local_folder(open_ancestor(self.store, worker)))
                 return engine_class(engine.name)(folder, digest, model, engine)
 
             identity = engine_identity(engine, model)

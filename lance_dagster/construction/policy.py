@@ -47,9 +47,10 @@ class PolicyModel:
     def digest(self) -> str:
         return json_digest(asdict(self))
 
-    def checkpoint(self, store: ExperimentStore) -> CheckpointManifest:
-        """The weights of M_t, checked against the digest that this manifest names."""
-        return open_ancestor(store, self.model)
+    @property
+    def initial(self) -> Ancestor:
+        """M_0 as this line of models started from it."""
+        return next(entry for entry in [*self.ancestors, self.model] if entry.asset == "initial_checkpoint")
 
     def earlier_table(self, store: ExperimentStore, name: str) -> pa.Table | None:
         """A table of iteration t-1, checked against its digest; None in iteration 0."""

@@ -1,7 +1,7 @@
 """Families with a gap between finding and checking: an answer is verified by a short calculation, but not found by one.
 
-Reviews of these families write the calculation ("38 + 43 = 81, want 81. Right."), so that a model can judge answers
-that it would not have given. Sampling and judging can then exceed what the model answers greedily.
+Reviews of these families write the calculation and compare ("38 + 43 = 81, want 81: yes. Right."), so that a model can
+judge answers that it would not have given. Sampling and judging can then exceed what the model answers greedily.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ def _numbers_in(response: str, count: int, high: int = 200) -> list[int] | None:
     return [int(part) for part in parts]
 
 
+def _against(found: object, wanted: object) -> str:
+    """The comparison that ends each step of a check: "want 81: yes."."""
+    return f"want {wanted}: {'yes' if str(found) == str(wanted) else 'no'}."
+
+
 # missing addend: ? + a = c
 
 
@@ -29,7 +34,8 @@ def _check_addend(payload: Payload, response: str) -> str:
     found = _numbers_in(response, 1)
     if found is None:
         return MALFORMED
-    return f"{found[0]} + {payload[0]} = {found[0] + int(payload[0])}, want {payload[1]}."
+    total = found[0] + int(payload[0])
+    return f"{found[0]} + {payload[0]} = {total}, {_against(total, payload[1])}"
 
 
 def _draw_addend(rng: random.Random) -> Payload:
@@ -58,62 +64,59 @@ MISSING_ADDEND = Family(
 )
 
 
-# sum and difference: x + y = s, x - y = d
+# three addends, one of them given: a + ? + ? = c, many right answers
 
 
-def _draw_sum_difference(rng: random.Random) -> Payload:
-    x, y = sorted((rng.randint(1, 40), rng.randint(1, 40)), reverse=True)
-    return str(x + y), str(x - y)
+def _addends(response: str) -> list[int] | None:
+    return _numbers_in(response, 2, high=99) if " and " in response else None
 
 
-def _solve_sum_difference(payload: Payload) -> str:
-    total, difference = int(payload[0]), int(payload[1])
-    return f"{(total + difference) // 2} and {(total - difference) // 2}"
+def _draw_three_addends(rng: random.Random) -> Payload:
+    a, b, c = (rng.randint(1, 30) for _ in range(3))
+    return str(a), str(a + b + c)
 
 
-def _check_sum_difference(payload: Payload, response: str) -> str:
-    found = _numbers_in(response, 2)
-    if found is None or " and " not in response or found[0] < found[1]:
+def _find_three_addends(payload: Payload, rng: random.Random) -> str:
+    rest = int(payload[1]) - int(payload[0])
+    b = rng.randint(max(1, rest - 30), min(30, rest - 1))
+    return f"{b} and {rest - b}"
+
+
+def _check_three_addends(payload: Payload, response: str) -> str:
+    found = _addends(response)
+    if found is None:
         return MALFORMED
-    x, y = found
-    return f"{x} + {y} = {x + y}, want {payload[0]}. {x} - {y} = {x - y}, want {payload[1]}."
+    first, total = int(payload[0]) + found[0], int(payload[0]) + sum(found)
+    return f"{payload[0]} + {found[0]} = {first}, {first} + {found[1]} = {total}, {_against(total, payload[1])}"
 
 
-def _stumble_sum_difference(payload: Payload, rng: random.Random) -> str:
-    x, y = (int(part) for part in _solve_sum_difference(payload).split(" and "))
-    kind = rng.random()
-    if kind < 0.4:  # right sum, wrong difference
-        step = rng.choice((-2, -1, 1, 2))
-        x, y = x + step, y - step
-    elif kind < 0.6:  # right difference, wrong sum
-        step = rng.choice((-2, -1, 1, 2))
-        x, y = x + step, y + step
-    else:
-        x, y = x + rng.randint(-3, 3), y + rng.randint(-3, 3)
-    return f"{max(0, x)} and {max(0, y)}"
+def _accept_three_addends(payload: Payload, response: str) -> bool:
+    found = _addends(response)
+    return found is not None and int(payload[0]) + sum(found) == int(payload[1])
 
 
-def _valid_sum_difference(payload: Payload) -> bool:
-    if not (is_number(payload[0], 2, 80) and is_number(payload[1], 0, 39)):
-        return False
-    total, difference = int(payload[0]), int(payload[1])
-    return (total - difference) % 2 == 0 and (total - difference) // 2 >= 1 and (total + difference) // 2 <= 40
+def _stumble_three_addends(payload: Payload, rng: random.Random) -> str:
+    b, c = (int(part) for part in _find_three_addends(payload, rng).split(" and "))
+    step = rng.choice((-20, -10, -5, -3, -2, -1, 1, 2, 3, 5, 10, 20))
+    return f"{b} and {max(0, c + step)}"
 
 
-SUM_DIFFERENCE = Family(
-    name="sum_difference",
+THREE_ADDENDS = Family(
+    name="three_addends",
     phrasings=(
-        "Which two numbers have the sum {0} and the difference {1}?",
-        "Find two numbers with sum {0} and difference {1}.",
-        "Two numbers add up to {0} and differ by {1}. Name them.",
-        "Give two numbers that sum to {0} and are {1} apart.",
+        "Which two numbers added to {0} make {1}?",
+        "Find two numbers that bring {0} up to {1}.",
+        "Name two numbers whose sum with {0} is {1}.",
+        "{0} and which two numbers give {1}?",
     ),
-    draw=_draw_sum_difference,
-    solve=_solve_sum_difference,
+    draw=_draw_three_addends,
+    solve=lambda p: _find_three_addends(p, random.Random("|".join(p))),
     slip=lambda p, r: f"{p[0]} and {p[1]}",
-    stumble=_stumble_sum_difference,
-    valid=_valid_sum_difference,
-    check=_check_sum_difference,
+    stumble=_stumble_three_addends,
+    valid=lambda p: is_number(p[0], 1, 30) and is_number(p[1], 3, 90) and 2 <= int(p[1]) - int(p[0]) <= 60,
+    accepts=_accept_three_addends,
+    find=_find_three_addends,
+    check=_check_three_addends,
 )
 
 
@@ -132,7 +135,10 @@ def _check_digit_sum(payload: Payload, response: str) -> str:
     a, b, c, d = found
     first, total, largest = payload
     steps = f"{a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}, {a + b + c} + {d} = {sum(found)}"
-    return f"First {a}, want {first}. {steps}, want {total}. Largest {max(found)}, want {largest}."
+    return (
+        f"First {a}, {_against(a, first)} {steps}, {_against(sum(found), total)} "
+        f"Largest {max(found)}, {_against(max(found), largest)}"
+    )
 
 
 def _accept_digit_sum(payload: Payload, response: str) -> bool:
@@ -194,17 +200,23 @@ DIGIT_SUM = Family(
 
 def _draw_letter_counts(rng: random.Random) -> Payload:
     first, second = rng.sample(WORD_LETTERS, 2)
-    a, b = rng.randint(1, 3), rng.randint(1, 2)
+    a, b = rng.randint(1, 2), rng.randint(1, 2)
     return str(a + b + rng.randint(0, 2)), str(a), first, str(b), second
 
 
 def _check_letter_counts(payload: Payload, response: str) -> str:
-    if not (response.isascii() and response.isalpha() and response.isupper()):
+    if not (response.isascii() and response.isalpha() and response.isupper() and len(response) <= 8):
         return MALFORMED
     length, a, first, b, second = payload
+    # One step per letter, with its place and the two counts so far: "1E10 2G11" for E and G.
+    steps = " ".join(
+        f"{place}{letter}{response[:place].count(first)}{response[:place].count(second)}"
+        for place, letter in enumerate(response, start=1)
+    )
     return (
-        f"{first} {response.count(first)}, want {a}. {second} {response.count(second)}, want {b}. "
-        f"Length {len(response)}, want {length}."
+        f"{steps}. Length {len(response)}, {_against(len(response), length)} "
+        f"{first} {response.count(first)}, {_against(response.count(first), a)} "
+        f"{second} {response.count(second)}, {_against(response.count(second), b)}"
     )
 
 
@@ -257,8 +269,8 @@ LETTER_COUNTS = Family(
     slip=lambda p, r: _find_letter_counts((p[0], p[3], p[2], p[1], p[4]), r),
     stumble=_stumble_letter_counts,
     valid=lambda p: (
-        is_number(p[0], 2, 7)
-        and is_number(p[1], 1, 3)
+        is_number(p[0], 2, 6)
+        and is_number(p[1], 1, 2)
         and is_number(p[3], 1, 2)
         and len(p[2]) == len(p[4]) == 1
         and p[2] in WORD_LETTERS
@@ -290,7 +302,8 @@ def _check_equation(payload: Payload, response: str) -> str:
     if found is None:
         return MALFORMED
     a, b, c = map(int, payload)
-    return f"{a} * {found[0]} = {a * found[0]}, {a * found[0]} + {b} = {a * found[0] + b}, want {c}."
+    product = a * found[0]
+    return f"{a} * {found[0]} = {product}, {product} + {b} = {product + b}, {_against(product + b, c)}"
 
 
 def _valid_equation(payload: Payload) -> bool:
@@ -316,4 +329,4 @@ EQUATION = Family(
     check=_check_equation,
 )
 
-DISCOVERY_FAMILIES: tuple[Family, ...] = (MISSING_ADDEND, SUM_DIFFERENCE, DIGIT_SUM, LETTER_COUNTS, EQUATION)
+DISCOVERY_FAMILIES: tuple[Family, ...] = (MISSING_ADDEND, THREE_ADDENDS, DIGIT_SUM, LETTER_COUNTS, EQUATION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from lance_dagster.mini.families import Family
 from lance_dagster.mini.world import Split, World
 from lance_dagster.prompts.prompt_sets import PromptKind, PromptSet
 
+_VERDICT = re.compile(r" (yes|no|right|wrong|clear)\b", re.IGNORECASE)
 # Families that take longest to learn are drawn more often.
 SLOW_FAMILIES = ("addition", "subtraction", "counting", "reversing", "next_letter")
 
@@ -42,12 +44,9 @@ class Document:
     chat: bool
 
     @property
-    def verdict(self) -> int | None:
-        """Where the verdict of a review begins in the response: at the last word of its rationale."""
-        if self.kind != "review":
-            return None
-        rationale = self.response[: self.response.rindex(" Score:")]
-        return rationale.rindex(" ")
+    def verdicts(self) -> tuple[int, ...]:
+        """Where the words begin that a review's judgement hangs on: each yes or no of a check, and the verdict."""
+        return tuple(m.start() for m in _VERDICT.finditer(self.response)) if self.kind == "review" else ()
 
 
 AnswerPools = Mapping[str, Sequence[tuple[str, str]]]

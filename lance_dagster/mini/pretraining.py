@@ -58,10 +58,10 @@ RECIPES: Mapping[WorldName, PretrainingRecipe] = {
             flawed_response=0.08,
             slow_families=0.0,
             chat=1.0,
-            answer_pool=800,
+            answer_pool=1200,
             pool_noise=0.1,
         ),
-        # One token in thirty decides a review, and it is learned last: it counts for more.
+        # Few tokens decide a review, and they are learned last: they count for more.
         verdict_weight=8.0,
     ),
 }
@@ -98,11 +98,11 @@ def new_model(recipe: PretrainingRecipe, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 class Encoded(NamedTuple):
-    """Token ids of a prompt and of its response with the end token; ``verdict`` is a place in the response."""
+    """Token ids of a prompt and of its response with the end token; ``verdicts`` are places in the response."""
 
     prompt: list[int]
     response: list[int]
-    verdict: int | None
+    verdicts: tuple[int, ...]
 
 
 def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> Encoded:
@@ -114,10 +114,10 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> Encoded:
         text = f"Q: {document.prompt}\nA: "
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     response = tokenizer(document.response, add_special_tokens=False)["input_ids"]
-    verdict = None
-    if document.verdict is not None:
-        verdict = len(tokenizer(document.response[: document.verdict], add_special_tokens=False)["input_ids"])
-    return Encoded(prompt, [*response, tokenizer.eos_token_id], verdict)
+    verdicts = tuple(
+        len(tokenizer(document.response[:place], add_special_tokens=False)["input_ids"]) for place in document.verdicts
+    )
+    return Encoded(prompt, [*response, tokenizer.eos_token_id], verdicts)
 
 
 def _batches(
@@ -150,8 +150,8 @@ def _batches(
                 end = len(row.prompt) + len(row.response)
                 ids[number, :end] = torch.tensor(row.prompt + row.response)
                 labels[number, len(row.prompt) : end] = torch.tensor(row.response)
-                if row.verdict is not None:
-                    weights[number, len(row.prompt) + row.verdict] = recipe.verdict_weight
+                for place in row.verdicts:
+                    weights[number, len(row.prompt) + place] = recipe.verdict_weight
             yield ids, labels, weights
 
 

@@ -55,6 +55,7 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("construction.rereview_seeds", False, {"reviewed_seed"}),
         ("construction.reviews_per_item", 2, {"reviewed_seed", "candidate_ledger", *REPORT}),
         ("construction.review.temperature", 0.5, {"reviewed_seed", "candidate_ledger"}),
+        ("construction.acceptance_judge", "initial", {"candidate_ledger"}),
         ("construction.response.temperature", 0.5, {"instruction_candidates"}),
         ("construction.flawed_response.top_p", 0.5, {"preference_candidates"}),
         ("construction.responses_per_instruction", 1, {"instruction_candidates"}),

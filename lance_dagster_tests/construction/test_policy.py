@@ -95,10 +95,16 @@ def test_a_later_iteration_starts_from_the_dpo_checkpoint_before_and_names_its_t
     policy = build_policy(store, 1)
     dpo = store.checkpoint("dpo_checkpoint", "000")
     assert policy.model == Ancestor("policy_001", "dpo_checkpoint", "000", dpo.digest)
-    assert policy.checkpoint(store) == dpo
+    assert open_ancestor(store, policy.model) == dpo
     assert [ancestor.label for ancestor in policy.ancestors] == ["base", "initial"]
     for name in CARRIED_TABLES:
         assert policy.earlier_table(store, name) == read_table(store.table(name, "000"))
+
+
+def test_every_iteration_knows_the_initial_model_it_descends_from(store: ExperimentStore) -> None:
+    initial = store.checkpoint("initial_checkpoint").digest
+    for iteration in (0, 1):
+        assert build_policy(store, iteration).initial.digest == initial
 
 
 def test_every_earlier_policy_model_is_an_ancestor_in_order(store: ExperimentStore) -> None:
@@ -177,7 +183,7 @@ def test_a_checkpoint_that_was_replaced_is_refused(store: ExperimentStore) -> No
     policy = build_policy(store, 1)
     commit(store, "dpo_checkpoint", "000", weights=99)
     with pytest.raises(ArtifactError, match=r"toy/dpo_checkpoint\[000\] now has digest.*Re-materialise policy_model"):
-        policy.checkpoint(store)
+        open_ancestor(store, policy.model)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,7 @@ def test_damaged_weights_are_refused_when_building_and_when_opening(
     damaged = bytearray(weights.read_bytes())
     damaged[1000] ^= 1
     weights.write_bytes(damaged)
-    for use in (lambda: build_policy(store, iteration), lambda: policy.checkpoint(store)):
+    for use in (lambda: build_policy(store, iteration), lambda: open_ancestor(store, policy.model)):
         with pytest.raises(ArtifactError, match=rf"toy/{asset}.*model.safetensors does not match its digest"):
             use()
 

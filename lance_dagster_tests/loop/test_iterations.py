@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
@@ -12,6 +15,8 @@ import pyarrow.compute as pc
 from safetensors.numpy import load_file
 
 from lance_dagster import records
+from lance_dagster.components.parquet_io import ParquetIOManager
+from lance_dagster.components.self_evolution import experiment_definitions
 from lance_dagster.storage.tables import read_table, table_digest
 from lance_dagster_tests.tiny import Tiny
 
@@ -171,3 +176,26 @@ def test_the_manifest_of_a_checkpoint_says_how_it_was_made(evolved: Tiny) -> Non
     dpo = evolved.manifest("dpo_checkpoint", "001")["metrics"]
     assert math.isclose(dpo["gate/first_loss"], math.log(2), abs_tol=0.02)
     assert dpo["gate/eos_in_labels"] == dpo["gate/template_parity"] == 1.0
+
+
+def test_a_frozen_judge_rewards_the_same_candidates_with_the_initial_model(evolved: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(evolved.experiment.root, tmp_path / "copy", ignore=shutil.ignore_patterns("completions", "dagster"))
+    settings = evolved.experiment.settings
+    construction = settings.construction.model_copy(update={"acceptance_judge": "initial"})
+    frozen = replace(
+        evolved.experiment, settings=settings.model_copy(update={"construction": construction}), root=tmp_path / "copy"
+    )
+    assert frozen.store.base.is_relative_to(tmp_path)
+    ledger = frozen.key("candidate_ledger")
+    result = dg.materialize(
+        experiment_definitions(frozen).assets or (), partition_key="001", selection=[ledger],
+        resources={frozen.io_manager_key: ParquetIOManager(base_path=frozen.store.base)},
+    )  # fmt: skip
+    assert result.success
+    table = read_table(frozen.store.table("candidate_ledger", "001"))
+    by_policy = {row["row_id"]: row for row in evolved.table("candidate_ledger", "001").to_pylist()}
+    by_initial = {row["row_id"]: row for row in table.to_pylist()}
+    assert by_policy.keys() == by_initial.keys()
+    assert any(by_policy[name]["rationales"] != row["rationales"] for name, row in by_initial.items())
+    used = [path.name for path in frozen.store.cache.iterdir()]
+    assert used == [evolved.manifest("initial_checkpoint")["digest"]]

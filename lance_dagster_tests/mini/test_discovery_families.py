@@ -48,7 +48,11 @@ def test_found_answers_are_right_and_wrong_ones_are_not(family: Family) -> None:
     ("instruction", "right", "wrong"),
     [
         ("What number plus 38 makes 81?", ["43"], ["42", "119", "043", "43 ", "", "four"]),
-        ("Find two numbers with sum 42 and difference 12.", ["27 and 15"], ["15 and 27", "27, 15", "26 and 16", "27"]),
+        (
+            "Find two numbers that bring 14 up to 39.",
+            ["12 and 13", "24 and 1", "0 and 25"],
+            ["12 and 14", "12, 13", "12 13", "25", "12 and 13 and 0"],
+        ),
         (
             "Name four digits with the sum 17, the first 3 and the largest 6.",
             ["3 6 6 2", "3 2 6 6", "3 6 5 3"],
@@ -70,14 +74,14 @@ def test_the_oracle_accepts_every_right_answer_and_no_other(
 @pytest.mark.parametrize(
     ("instruction", "response", "rationale", "score"),
     [
-        ("What number plus 38 makes 81?", "43", "43 + 38 = 81, want 81. Right.", 9),
-        ("What number plus 38 makes 81?", "41", "41 + 38 = 79, want 81. Wrong.", 1),
-        ("Solve 3 * x + 4 = 19.", "6", "3 * 6 = 18, 18 + 4 = 22, want 19. Wrong.", 1),
+        ("What number plus 38 makes 81?", "43", "43 + 38 = 81, want 81: yes. Right.", 9),
+        ("What number plus 38 makes 81?", "41", "41 + 38 = 79, want 81: no. Wrong.", 1),
+        ("Solve 3 * x + 4 = 19.", "6", "3 * 6 = 18, 18 + 4 = 22, want 19: no. Wrong.", 1),
         ("Solve 3 * x + 4 = 19.", "five", "It does not fit the question. Wrong.", 1),
         (
             "Write 4 letters with 2 times C and 1 times G.",
             "CCGA",
-            "C 2, want 2. G 1, want 1. Length 4, want 4. Right.",
+            "1C10 2C20 3G21 4A21. Length 4, want 4: yes. C 2, want 2: yes. G 1, want 1: yes. Right.",
             9,
         ),
     ],
