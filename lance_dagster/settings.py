@@ -53,7 +53,10 @@ class ModelSettings(Section):
         examples=["Qwen/Qwen2-7B"],
     )
     revision: str | None = Field(None, description="commit or tag of a hub model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights are loaded as this")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="weights are saved and loaded as this (auto: as the base model's); training keeps them in 32 bits",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     threads: int | None = Field(None, ge=1, le=256, description="CPU threads of torch; the machine's count if unset")
     trust_remote_code: bool = Field(False, description="run model code that ships with a hub model")
@@ -187,6 +190,13 @@ class OptimiserSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are scaled down to this L2 norm")
     max_tokens: int = Field(2048, ge=8, description="longer rows are left out and counted, never cut")
     gradient_checkpointing: bool = Field(True, description="less memory, about a third more time")
+    min_weights_changed: float = Field(
+        0.001,
+        ge=0.0,
+        le=1.0,
+        description="a stage is refused that changes a smaller share of the weights, rounded to the type in which they "
+        "are saved: its steps were too few or too small; 0 allows it",
+    )
 
 
 class SFTSettings(OptimiserSettings):

@@ -10,15 +10,16 @@ import pyarrow as pa
 
 from lance_dagster.errors import TrainingError
 from lance_dagster.settings import DPOSettings, ModelSettings
-from lance_dagster.storage.models import load_model, load_tokenizer
+from lance_dagster.storage.models import load_tokenizer
 from lance_dagster.training import gates
+from lance_dagster.training.save import save_trained
 from lance_dagster.training.stage import (
     Log,
     TrainingResult,
     curve_of,
+    load_trainable,
     prompt_messages,
     report_progress,
-    save_model,
     trainer_arguments,
 )
 
@@ -41,7 +42,7 @@ def train_dpo(
 
     disable_progress_bars()
     tokenizer = load_tokenizer(start)
-    network = load_model(start, model)
+    network, bf16 = load_trainable(start, model)
     records = pairs.select(["system", "prompt", "chosen", "rejected"]).to_pylist()
     dataset = Dataset.from_list(
         [
@@ -55,10 +56,10 @@ def train_dpo(
         ]
     )
     with tempfile.TemporaryDirectory(prefix="lance-dpo-") as scratch:
-        common = trainer_arguments(settings, model, seed, pairs.num_rows, Path(scratch))
+        common = trainer_arguments(settings, model, seed, pairs.num_rows, Path(scratch), bf16)
         trainer = DPOTrainer(
             model=network,
-            ref_model=load_model(start, model),
+            ref_model=load_trainable(start, model).network,
             args=DPOConfig(**common, beta=settings.beta, loss_type=["sigmoid"]),
             train_dataset=dataset,
             processing_class=tokenizer,
@@ -87,7 +88,8 @@ def train_dpo(
         trainer.train()
         seconds = time.monotonic() - started
         state = trainer.state
-        save_model(trainer.model, start, out)
+        changed = save_trained(trainer, start, out, model)
+    gates.require_changed(changed, settings.min_weights_changed, "DPO")
     curve = curve_of(state.log_history, _CURVE)
     return TrainingResult(
         rows=len(fitting),
@@ -97,4 +99,5 @@ def train_dpo(
         seconds=seconds,
         curve=curve,
         gates={**measured, "first_loss": curve[0]["loss"]},
+        weights_changed=changed,
     )

@@ -10,15 +10,16 @@ import pyarrow as pa
 
 from lance_dagster.errors import TrainingError
 from lance_dagster.settings import ModelSettings, SFTSettings
-from lance_dagster.storage.models import load_model, load_tokenizer
+from lance_dagster.storage.models import load_tokenizer
 from lance_dagster.training import gates
+from lance_dagster.training.save import save_trained
 from lance_dagster.training.stage import (
     Log,
     TrainingResult,
     curve_of,
+    load_trainable,
     prompt_messages,
     report_progress,
-    save_model,
     trainer_arguments,
 )
 
@@ -45,7 +46,7 @@ def train_sft(
 
     disable_progress_bars()
     tokenizer = load_tokenizer(start)
-    network = load_model(start, model)
+    network, bf16 = load_trainable(start, model)
     records = rows.select(["system", "prompt", "response"]).to_pylist()
     dataset = Dataset.from_list(
         [
@@ -58,7 +59,7 @@ def train_sft(
         ]
     )
     with tempfile.TemporaryDirectory(prefix="lance-sft-") as scratch:
-        common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch), steps)
+        common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch), bf16, steps)
         trainer = SFTTrainer(
             model=network,
             args=SFTConfig(**common, completion_only_loss=True),
@@ -78,7 +79,8 @@ def train_sft(
         trainer.train()
         seconds = time.monotonic() - started
         state = trainer.state
-        save_model(trainer.model, start, out)
+        changed = save_trained(trainer, start, out, model)
+    gates.require_changed(changed, settings.min_weights_changed, "SFT")
     return TrainingResult(
         rows=len(fitting),
         left_out=left_out,
@@ -87,4 +89,5 @@ def train_sft(
         seconds=seconds,
         curve=curve_of(state.log_history, ["loss", "learning_rate", "grad_norm", "mean_token_accuracy"]),
         gates=measured,
+        weights_changed=changed,
     )

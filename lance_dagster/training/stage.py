@@ -1,18 +1,16 @@
-"""What SFT and DPO share: trainer arguments from settings, the curve that is kept, and saving the result."""
+"""What SFT and DPO share: the model they train, trainer arguments from settings, and the curve that is kept."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.settings import ModelSettings, OptimiserSettings
-from lance_dagster.storage.models import device_of
+from lance_dagster.storage.models import device_of, load_model
 
 Log = Callable[[str], None]
 _CURVE_POINTS = 50
@@ -21,7 +19,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What one stage did. ``curve`` has a point per logged step: step, loss, learning_rate and, for DPO, rewards."""
+    """What one stage did. ``curve`` has a point per logged step: step, loss, learning_rate and, for DPO, rewards.
+
+    ``weights_changed`` is the share of weights that differ from the start, in the type that they are saved in.
+    """
 
     rows: int
     left_out: int
@@ -30,6 +31,7 @@ class TrainingResult:
     seconds: float
     curve: list[dict[str, float]]
     gates: dict[str, float]
+    weights_changed: float
 
     def metrics(self) -> dict[str, Any]:
         """For the manifest and for asset metadata: losses, throughput (tokens/s of forward and backward), gates."""
@@ -42,18 +44,47 @@ class TrainingResult:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
+            "weights_changed": self.weights_changed,
             "loss/first": losses[0],
             "loss/last": sum(losses[-tenth:]) / tenth,
             **{f"gate/{name}": value for name, value in self.gates.items()},
         }
 
 
+class Trainable(NamedTuple):
+    """A model whose weights are kept in 32 bits, and whether its forward passes may compute in bfloat16."""
+
+    network: Any
+    bf16: bool
+
+
+def load_trainable(start: Path, model: ModelSettings) -> Trainable:
+    """The checkpoint in ``start``, ready to be trained.
+
+    A step of a small learning rate is less than the distance between two neighbouring bfloat16 numbers and would be
+    rounded away: at 5e-7 only one weight in 2,000 would ever change. So weights and optimiser work in 32 bits, and a
+    GPU that can computes in bfloat16 where that is the type of the checkpoint.
+    """
+    import torch
+
+    network = load_model(start, model)
+    reduced = network.dtype != torch.float32
+    bf16 = reduced and network.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Trainable(network.float(), bf16)
+
+
 def trainer_arguments(
-    settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path, steps: int | None = None
+    settings: OptimiserSettings,
+    model: ModelSettings,
+    seed: int,
+    rows: int,
+    scratch: Path,
+    bf16: bool,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Arguments that SFTConfig and DPOConfig have in common. Nothing is cut: rows were measured before.
 
-    ``steps`` replaces the number of epochs.
+    ``bf16``: see Trainable. ``steps`` replaces the number of epochs.
     """
     device = device_of(model)
     expected = round(rows * settings.epochs / (settings.batch_size * settings.gradient_accumulation))
@@ -72,7 +103,7 @@ def trainer_arguments(
         "seed": seed,
         "data_seed": seed,
         "use_cpu": device.type == "cpu",
-        "bf16": device.type == "cuda" and model.dtype != "float32",
+        "bf16": bf16,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "dataloader_pin_memory": device.type == "cuda",
         "logging_steps": max(1, (steps or expected) // _CURVE_POINTS),
@@ -116,19 +147,3 @@ def curve_of(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[di
         for entry in history
         if "loss" in entry
     ]
-
-
-def save_model(model: Any, source: Path, out: Path) -> None:
-    """Write the trained weights to ``out``, with tokenizer and template files of ``source`` byte for byte."""
-    import torch
-
-    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
-    if broken:
-        raise TrainingError(
-            f"training ended with weights that are not finite ({', '.join(broken[:3])}): lower the learning rate"
-        )
-    model.save_pretrained(out)
-    for path in sorted(source.iterdir()):
-        carried = path.suffix in (".json", ".jinja", ".txt", ".model") and not path.name.endswith(".index.json")
-        if path.is_file() and carried and not (out / path.name).exists() and path.name != "pretraining.json":
-            shutil.copyfile(path, out / path.name)
