@@ -33,6 +33,7 @@ from lance_dagster.storage.experiment_store import UNPARTITIONED, iteration_key,
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.models import fetch_base_model
 from lance_dagster.storage.tables import table_digest
+from lance_dagster.training.launch import Stage, train
 from lance_dagster.training.stage import TrainingResult
 
 KINDS = {"pytorch", "huggingface"}
@@ -118,14 +119,11 @@ def train_initial(
     seed: int,
 ) -> Iterator[tuple[Path, TrainingResult, CheckpointManifest]]:
     """Train M_0 with some random seed into a folder that lasts as long as the block."""
-    from lance_dagster.training.sft import train_sft
-
     base = open_ancestor(experiment.store, _current(experiment, "base", "base_checkpoint"))
     rows = initial_set(_assembly(experiment, context, -1, base.digest), seed_instructions, seed_reviews)
     with local_folder(base) as start, staging_folder() as staged:
-        training = experiment.settings.training
-        result = train_sft(start, rows, staged, training.initial, experiment.settings.model, seed, context.log.info)
-        yield staged, result, base
+        stage = Stage("sft", start, staged, experiment.settings.training.initial, experiment.settings.model, seed)
+        yield staged, train(stage, rows, context.log.info, experiment.accelerate_config), base
 
 
 def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
@@ -189,8 +187,6 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
     )
     def sft_checkpoint(context: dg.AssetExecutionContext, sft_set: pa.Table) -> dg.MaterializeResult[None]:
-        from lance_dagster.training.sft import train_sft
-
         policy = PolicyModel.load(experiment.store, int(context.partition_key))
         parent = open_ancestor(experiment.store, _start_of_sft(experiment, policy))
         if "sft" not in training.stages:
@@ -198,8 +194,8 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         steps = _steps_to_match(experiment, context.partition_key)
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + policy.iteration
-            model = experiment.settings.model
-            result = train_sft(start, sft_set, staged, training.sft, model, seed, context.log.info, steps)
+            stage = Stage("sft", start, staged, training.sft, experiment.settings.model, seed, steps)
+            result = train(stage, sft_set, context.log.info, experiment.accelerate_config)
             manifest = _commit(
                 experiment, context, "sft", staged, parent, {"sft_set": sft_set}, training.sft, result, seed
             )
@@ -221,8 +217,6 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         "it is complete, promoted_checkpoint of the same iteration is observed with its digest.",
     )
     def dpo_checkpoint(context: dg.AssetExecutionContext, preference_set: pa.Table) -> dg.MaterializeResult[None]:
-        from lance_dagster.training.dpo import train_dpo
-
         key = context.partition_key
         parent = experiment.store.checkpoint("sft_checkpoint", key)
         open_ancestor(experiment.store, Ancestor("sft", "sft_checkpoint", key, parent.digest))
@@ -232,8 +226,8 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
             return passed
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + int(key)
-            model = experiment.settings.model
-            result = train_dpo(start, preference_set, staged, training.dpo, model, seed, context.log.info)
+            stage = Stage("dpo", start, staged, training.dpo, experiment.settings.model, seed)
+            result = train(stage, preference_set, context.log.info, experiment.accelerate_config)
             data = {"preference_set": preference_set}
             manifest = _commit(experiment, context, "dpo", staged, parent, data, training.dpo, result, seed)
         _report_promotion(experiment, context, manifest.digest)

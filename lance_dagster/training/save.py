@@ -16,17 +16,38 @@ _CARRIED = (".json", ".jinja", ".txt", ".model", ".py")  # tokenizer, template, 
 def save_trained(trainer: Any, start: Path, out: Path, model: ModelSettings) -> float:
     """Write the trained weights to ``out`` in the type of the checkpoint in ``start``; returns the share that changed.
 
-    Training keeps its weights in 32 bits, so what counts is whether a weight differs from ``start`` after rounding to
-    the type that is saved. TrainingError for weights that are not finite; then nothing is written.
+    LoRA adapters are merged into the weights. Training works in 32 bits, so what counts is whether a weight differs
+    from ``start`` after rounding to the type that is saved. TrainingError for weights that are not finite; then nothing
+    is written. All processes of a stage call this, the first one writes.
     """
+    from accelerate.utils import broadcast_object_list
+
+    weights = _trained_weights(trainer)
+    share = [0.0]
+    if trainer.accelerator.is_main_process:
+        share = [_save(weights, start, out, model)]
+    broadcast_object_list(share)
+    return share[0]
+
+
+def _trained_weights(trainer: Any) -> dict[str, Any]:
+    """All weights by name, whole, in the first process at least."""
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(network, "merge_and_unload"):
+        weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return weights
+    merged: dict[str, Any] = network.merge_and_unload().state_dict()
+    return merged
+
+
+def _save(weights: dict[str, Any], start: Path, out: Path, model: ModelSettings) -> float:
     import torch
 
-    trained = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     network = load_model(start, model.model_copy(update={"device": "cpu"}))
     changed, total = 0, 0
     with torch.no_grad():
         for name, weight in network.named_parameters():
-            new = trained[name].to(device=weight.device, dtype=weight.dtype)
+            new = weights[name].to(device=weight.device, dtype=weight.dtype)
             changed += int((new != weight).sum())
             total += weight.numel()
             weight.copy_(new)
@@ -35,7 +56,7 @@ def save_trained(trainer: Any, start: Path, out: Path, model: ModelSettings) -> 
 
 
 def save_model(model: Any, source: Path, out: Path) -> None:
-    """Write the weights of ``model`` to ``out``; tokenizer, template and code are those of ``source``, byte for byte."""
+    """Write the weights of ``model`` to ``out``, and tokenizer, template and code of ``source`` byte for byte."""
     import torch
 
     broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lance_dagster.errors import SettingsError
 from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.settings import ModelSettings, OptimiserSettings
 from lance_dagster.storage.models import device_of, load_model
@@ -52,25 +57,49 @@ class TrainingResult:
 
 
 class Trainable(NamedTuple):
-    """A model whose weights are kept in 32 bits, and whether its forward passes may compute in bfloat16."""
+    """A model to train, whether its forward passes may compute in bfloat16, and the LoRA adapters to give it."""
 
     network: Any
     bf16: bool
+    adapters: Any | None
 
 
-def load_trainable(start: Path, model: ModelSettings) -> Trainable:
+def load_trainable(start: Path, model: ModelSettings, settings: OptimiserSettings) -> Trainable:
     """The checkpoint in ``start``, ready to be trained.
 
     A step of a small learning rate is less than the distance between two neighbouring bfloat16 numbers and would be
-    rounded away: at 5e-7 only one weight in 2,000 would ever change. So weights and optimiser work in 32 bits, and a
-    GPU that can computes in bfloat16 where that is the type of the checkpoint.
+    rounded away: at 5e-7 only one weight in 2,000 would ever change. So what is trained (all weights, or LoRA adapters)
+    is kept in 32 bits, and a GPU that can computes in bfloat16 where that is the type of the checkpoint.
     """
     import torch
 
-    network = load_model(start, model)
-    reduced = network.dtype != torch.float32
-    bf16 = reduced and network.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Trainable(network.float(), bf16)
+    spread = int(os.environ.get("WORLD_SIZE", "1")) > 1  # then the trainer places each process's part of the model
+    network = load_model(start, model.model_copy(update={"device": "cpu"}) if spread else model)
+    bf16 = network.dtype != torch.float32 and device_of(model).type == "cuda" and torch.cuda.is_bf16_supported()
+    if settings.lora_rank is None:
+        return Trainable(network.float(), bf16, None)
+    return Trainable(network, bf16, _adapters(settings, settings.lora_rank))
+
+
+def _adapters(settings: OptimiserSettings, rank: int) -> Any:
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise SettingsError(
+            "LoRA adapters cannot be merged while FSDP spreads the weights over several GPUs. Unset lora_rank, or give "
+            "training.accelerate_config a file with distributed_type: MULTI_GPU."
+        )
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "lora_rank is set, but the package peft is not installed: `pip install 'lance-dagster[lora]'`"
+        ) from error
+    return LoraConfig(
+        r=rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
 def trainer_arguments(
@@ -95,6 +124,7 @@ def trainer_arguments(
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "learning_rate": settings.learning_rate,
+        "optim": _installed(settings.optimiser),
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
@@ -113,6 +143,42 @@ def trainer_arguments(
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def _installed(optimiser: str) -> str:
+    if optimiser == "paged_adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise SettingsError(
+            "optimiser is 'paged_adamw_8bit', but the package bitsandbytes is not installed: `pip install bitsandbytes`"
+            " on a machine with a GPU, or choose another optimiser"
+        )
+    return optimiser
+
+
+@contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """A folder inside ``out`` for the data set that is trained on; all processes of a stage see the same one."""
+    folder = out / ".work"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def on_disk(records: Sequence[dict[str, Any]], folder: Path, config: Any) -> Any:
+    """A data set in ``folder`` that is written by the first process of a stage and read by all."""
+    from datasets import Dataset, load_from_disk
+
+    with config.main_process_first():
+        if config.process_index == 0:
+            Dataset.from_list(list(records)).save_to_disk(folder / "rows")
+    return load_from_disk(folder / "rows")
+
+
+def fits(tokenizer: Any, messages: list[Message], response: str, max_tokens: int) -> bool:
+    """Whether prompt and response, as they are trained on, have at most ``max_tokens`` tokens."""
+    turns = [*messages, {"role": "assistant", "content": response}]
+    return len(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)) <= max_tokens
 
 
 def prompt_messages(system: str | None, prompt: str) -> list[Message]:
