@@ -281,8 +281,10 @@ class EvaluationSettings(Section):
     batch_size: int = Field(16, ge=1, description="documents in one forward pass")
     few_shot: int | None = Field(None, ge=0, description="worked examples in the prompt; the task's own if unset")
     chat_template: bool = Field(True, description="prompts are user turns of the model's chat template")
-    noise_floor: Literal["retrain", "reevaluate"] = Field(
-        "reevaluate", description="the second M_0 of baseline_scores: trained again with another seed, or scored again"
+    noise_floor: Literal["retrain", "off"] = Field(
+        "retrain",
+        description="how far two M_0 trained with unlike seeds are apart: a second one is trained and scored with the "
+        "baseline, or not, and reports say that it was not measured",
     )
     drift_rows: int = Field(128, ge=1, description="seed rows on which drift is measured")
 

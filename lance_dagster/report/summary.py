@@ -43,12 +43,15 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a report. Scores, changes and ``noise_floor`` (|M_0 again - M_0| of the means) are shares of 1."""
+    """The figures of a report. Scores, changes and ``noise_floor`` are shares of 1.
+
+    ``noise_floor`` is |M_0 again - M_0| of the means, and None where it was not measured.
+    """
 
     experiment: str
     method: str
     headline: str
-    noise_floor: float
+    noise_floor: float | None
     scores: tuple[ScoreRow, ...]
     funnels: tuple[Funnel, ...]
     drift: tuple[DriftRow, ...]
@@ -68,7 +71,8 @@ def build_summary(
     iterations: Sequence[IterationTables],
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Summarise an experiment from its baseline scores (stages base, initial, initial_again) and evaluated iterations.
+    """Summarise an experiment from its baseline scores (stages base, initial and, where the
+    noise floor was measured, initial_again) and evaluated iterations.
 
     Raises EvaluationError for scores that cannot be compared, ValueError for a ledger that does not add up.
     """

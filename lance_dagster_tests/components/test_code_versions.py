@@ -74,7 +74,7 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("evaluation.limit", 30, SCORING),
         ("evaluation.batch_size", 8, set()),
         ("evaluation.drift_rows", 8, {"drift"}),
-        ("evaluation.noise_floor", "reevaluate", {"baseline_scores"}),
+        ("evaluation.noise_floor", "off", {"baseline_scores"}),
     ],
 )
 def test_a_setting_marks_what_it_decides_and_nothing_else(
@@ -88,7 +88,7 @@ def test_a_setting_that_a_switch_makes_idle_marks_nothing(tmp_path: Path) -> Non
         tmp_path,
         construction={"filters": {"contamination": "off"}},
         training={"replay_seed": "none"},
-        evaluation={"noise_floor": "reevaluate"},
+        evaluation={"noise_floor": "off"},
     )
     assert changed(tmp_path, idle, "evaluation.question_fields", ["instruction"]) == set()
     assert changed(tmp_path, idle, "construction.threshold", 6.0) == {"reviewed_seed", *REPORT}
