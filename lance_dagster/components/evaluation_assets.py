@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from lance_dagster.components.experiment import Experiment, table_result
-from lance_dagster.components.training_assets import train_initial
+from lance_dagster.components.training_assets import train_initial, trained_by
 from lance_dagster.construction.assemble import SEED_ITERATION
 from lance_dagster.construction.policy import Ancestor, PolicyModel, open_ancestor
 from lance_dagster.report.gather import gather
@@ -43,7 +43,7 @@ def _scored_by(experiment: Experiment) -> str:
 
 def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
     evaluation, training = experiment.settings.evaluation, experiment.settings.training
-    second_training = [experiment.values("training.initial", "training.seed"), experiment.prompts.digest("review")]
+    second_training = [trained_by(experiment, "initial"), experiment.prompts.digest("review")]
 
     @experiment.asset(
         "baseline_scores",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
@@ -20,7 +20,7 @@ from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.report.pictures import loss_curve
 from lance_dagster.report.render import markdown_image
-from lance_dagster.settings import Section
+from lance_dagster.settings import OptimiserSettings, Section
 from lance_dagster.storage.checkpoints import (
     CheckpointManifest,
     commit_checkpoint,
@@ -51,13 +51,33 @@ def training_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Sou
     ]
 
 
+# Settings of a stage that decide how fast, in how much memory or whether it trains, but not what comes out.
+_NOT_IN_WEIGHTS = ("gradient_checkpointing", "min_weights_changed", "reference")
+
+
+def trained_by(experiment: Experiment, stage: Literal["initial", "sft", "dpo"]) -> str:
+    """For ``uses``: what decides the weights that a stage ends with, its start and its rows aside."""
+    training = experiment.settings.training
+    if stage != "initial" and stage not in training.stages:
+        return "left out"
+    section: OptimiserSettings = getattr(training, stage)
+    idle = () if section.lora_rank else ("lora_alpha", "lora_dropout")
+    names = [name for name in type(section).model_fields if name not in (*_NOT_IN_WEIGHTS, *idle)]
+    return experiment.values(
+        "training.seed",
+        "model.dtype",
+        "model.trust_remote_code",
+        *(f"training.{stage}.{name}" for name in names),
+    )
+
+
 def _base_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     model = experiment.settings.model
 
     @experiment.asset(
         "base_checkpoint",
         {"huggingface"},
-        [model],
+        [experiment.values("model.path", "model.revision")],
         partitioned=False,
         description=f"M: the untouched model {model.path}, by the digest of its files. Nothing is copied.",
     )
@@ -77,7 +97,7 @@ def _initial_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "initial_checkpoint",
         KINDS,
-        [training.initial, f"{training.seed}", experiment.settings.model, experiment.prompts.digest("review")],
+        [trained_by(experiment, "initial"), experiment.prompts.digest("review")],
         partitioned=False,
         inputs=("seed_instructions", "seed_reviews"),
         deps=("base_checkpoint",),
@@ -177,11 +197,7 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "sft_checkpoint",
         KINDS,
-        [
-            training.sft,
-            f"{training.start_from}/{training.seed}/{training.stages}/{training.steps_of}",
-            experiment.settings.model,
-        ],
+        [trained_by(experiment, "sft"), experiment.values("training.start_from", "training.steps_of")],
         inputs=("sft_set",),
         deps=("policy_model",),
         description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
@@ -210,7 +226,7 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "dpo_checkpoint",
         KINDS,
-        [training.dpo, f"{training.seed}/{training.stages}", experiment.settings.model],
+        [trained_by(experiment, "dpo")],
         inputs=("preference_set",),
         deps=("sft_checkpoint",),
         description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once "
