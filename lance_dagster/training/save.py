@@ -8,7 +8,7 @@ from typing import Any
 
 from lance_dagster.errors import TrainingError
 from lance_dagster.settings import ModelSettings
-from lance_dagster.storage.models import load_model
+from lance_dagster.storage.models import load_model, load_tokenizer
 
 _CARRIED = (".json", ".jinja", ".txt", ".model", ".py")  # tokenizer, template, and the code that some hub models have
 
@@ -56,7 +56,11 @@ def _save(weights: dict[str, Any], start: Path, out: Path, model: ModelSettings)
 
 
 def save_model(model: Any, source: Path, out: Path) -> None:
-    """Write the weights of ``model`` to ``out``, and tokenizer, template and code of ``source`` byte for byte."""
+    """Write the weights of ``model`` to ``out``, and tokenizer, template and code of ``source`` byte for byte.
+
+    Its generation config ends texts with the token that ends a turn: base models name another one, and engines that go
+    by the file would not stop.
+    """
     import torch
 
     broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
@@ -64,6 +68,12 @@ def save_model(model: Any, source: Path, out: Path) -> None:
         raise TrainingError(
             f"training ended with weights that are not finite ({', '.join(broken[:3])}): lower the learning rate"
         )
+    tokenizer = load_tokenizer(source)
+    generation = model.generation_config
+    known = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    ends = [tokenizer.eos_token_id, *(token for token in known if token not in (None, tokenizer.eos_token_id))]
+    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    generation.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out)
     for path in sorted(source.iterdir()):
         carried = path.suffix in _CARRIED and not path.name.endswith(".index.json")
