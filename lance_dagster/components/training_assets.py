@@ -13,11 +13,12 @@ import pyarrow as pa
 from upath import UPath
 
 from lance_dagster.components.automation import refuse_after_failed_iteration
-from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.experiment import Experiment, clear_failures
 from lance_dagster.construction.assemble import initial_set
 from lance_dagster.construction.policy import Ancestor, PolicyModel, build_policy, open_ancestor, promotion_digest
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.errors import ArtifactError, SettingsError
 from lance_dagster.report.pictures import loss_curve
 from lance_dagster.report.render import markdown_image
 from lance_dagster.settings import OptimiserSettings, Section
@@ -26,6 +27,7 @@ from lance_dagster.storage.checkpoints import (
     commit_checkpoint,
     hash_folder,
     local_folder,
+    pass_on,
     staging_folder,
     write_manifest,
 )
@@ -199,7 +201,7 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         KINDS,
         [trained_by(experiment, "sft"), experiment.values("training.start_from", "training.steps_of")],
         inputs=("sft_set",),
-        deps=("policy_model",),
+        deps=("policy_model", *_matched(experiment)),
         description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
     )
     def sft_checkpoint(context: dg.AssetExecutionContext, sft_set: pa.Table) -> dg.MaterializeResult[None]:
@@ -269,17 +271,15 @@ def _pass_on(
     experiment: Experiment, context: dg.AssetExecutionContext, stage: str, parent: CheckpointManifest
 ) -> dg.MaterializeResult[None]:
     """The checkpoint of a stage that the settings leave out: the model that it would have started from."""
-    context.log.info(f"training.stages leaves out {stage}: the model passes on as it is")
-    with local_folder(parent) as start:
-        manifest = commit_checkpoint(
-            start,
-            experiment.store.asset_folder(f"{stage}_checkpoint"),
-            context.partition_key,
-            kind=stage,
-            parent_digest=parent.digest,
-            settings={"passed_on": True},
-            metrics={"steps": 0},
-        )
+    context.log.info(f"training.stages leaves out {stage}: the model passes on as it is, nothing is copied")
+    manifest = pass_on(
+        parent,
+        experiment.store.asset_folder(f"{stage}_checkpoint"),
+        context.partition_key,
+        kind=stage,
+        settings={"passed_on": True},
+        metrics={"steps": 0},
+    )
     return _checkpoint_result(manifest, {"train/steps": 0})
 
 
@@ -288,8 +288,31 @@ def _steps_to_match(experiment: Experiment, partition: str) -> int | None:
     other = experiment.settings.training.steps_of
     if other is None:
         return None
-    store = replace(experiment.store, experiment=other)
-    return sum(int(store.checkpoint(f"{stage}_checkpoint", partition).metrics["steps"]) for stage in ("sft", "dpo"))
+    store, steps = replace(experiment.store, experiment=other), 0
+    for stage in ("sft", "dpo"):
+        if not store.manifest(f"{stage}_checkpoint", partition).exists():
+            raise ArtifactError(
+                f"training.steps_of is {other!r}, but {other}/{stage}_checkpoint[{partition}] has not been materialised"
+                f" (looked in {store.folder}). Run that iteration first: `dg launch --job {other}_one_iteration "
+                f"--partition {partition}`."
+            )
+        metrics = store.checkpoint(f"{stage}_checkpoint", partition).metrics
+        if not isinstance(metrics.get("steps"), int):
+            raise ArtifactError(
+                f"training.steps_of: the manifest of {other}/{stage}_checkpoint[{partition}] does not say how many "
+                "steps it took; materialise it again"
+            )
+        steps += metrics["steps"]
+    return steps
+
+
+def _matched(experiment: Experiment) -> list[dg.AssetDep]:
+    """The checkpoints, of the same iteration of another experiment, whose steps SFT is to match."""
+    other = experiment.settings.training.steps_of
+    if other == experiment.name:
+        raise SettingsError(f"training.steps_of of experiment {other} names {other} itself; name another experiment")
+    keys = [] if other is None else [[other, "sft_checkpoint"], [other, "dpo_checkpoint"]]
+    return [dg.AssetDep(dg.AssetKey(key)) for key in keys]
 
 
 def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
@@ -312,7 +335,7 @@ def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
             group_name=experiment.name,
             description="M_{t+1} as iteration t left it. dpo_checkpoint[t] reports its digest here, and "
             "policy_model[t+1] depends on it: this is how a change crosses from one iteration to the next.",
-        )(promoted_checkpoint)
+        )(clear_failures(promoted_checkpoint))
 
 
 def _current(experiment: Experiment, label: str, asset: str) -> Ancestor:
