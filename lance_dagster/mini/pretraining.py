@@ -51,20 +51,27 @@ RECIPES: Mapping[WorldName, PretrainingRecipe] = {
     "repair": PretrainingRecipe(),
     "discovery": PretrainingRecipe(
         world="discovery",
+        steps=14_000,
+        threads=1,
         mix=DocumentMix(
-            answer=0.2,
-            review=0.6,
+            answer=0.35,
+            review=0.45,
             new_instruction=0.12,
             flawed_response=0.08,
             slow_families=0.0,
             chat=1.0,
-            answer_pool=1200,
+            answer_pool=1600,
             pool_noise=0.1,
         ),
         # Few tokens decide a review, and they are learned last: they count for more.
         verdict_weight=8.0,
     ),
 }
+
+
+def world_of_recipe(file: Path) -> World:
+    """The world that a base model was made in, by its ``pretraining.json``."""
+    return world_named(json.loads(file.read_text(encoding="utf-8"))["recipe"].get("world", "repair"))
 
 
 def new_model(recipe: PretrainingRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
