@@ -90,8 +90,9 @@ def test_wrong_settings_of_another_experiment_are_shown_before_the_demo_starts(t
     assert "other/defs.yaml" in done.stderr and "dg check yaml" in done.stderr, done.stderr
 
 
-def test_an_experiment_in_progress_is_neither_run_nor_cleaned(tmp_path: Path) -> None:
+def test_an_experiment_in_progress_is_neither_run_nor_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copyfile(REPOSITORY / "dagster.yaml", tmp_path / "dagster.yaml")
+    monkeypatch.chdir(tmp_path)  # the paths in dagster.yaml are relative to where one is
     home = {"DAGSTER_HOME": str(tmp_path)}
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         started = dg.DagsterRunStatus.STARTED

@@ -45,7 +45,8 @@ class DriftRow:
 class Summary:
     """The figures of a report. Scores, changes and ``noise_floor`` are shares of 1.
 
-    ``noise_floor`` is |M_0 again - M_0| of the means, and None where it was not measured.
+    ``noise_floor`` is |M_0 again - M_0| of the means, and None where it was not measured. ``out_of_date`` says which
+    iterations were left out because their scores are of other checkpoints.
     """
 
     experiment: str
@@ -57,6 +58,7 @@ class Summary:
     drift: tuple[DriftRow, ...]
     samples: tuple[Samples, ...]
     notes: tuple[str, ...]
+    out_of_date: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Every figure as plain JSON values; ValueError if one is not finite."""
@@ -70,6 +72,7 @@ def build_summary(
     baseline: pa.Table,
     iterations: Sequence[IterationTables],
     notes: Sequence[str] = (),
+    out_of_date: Sequence[str] = (),
 ) -> Summary:
     """Summarise an experiment from its baseline scores (stages base, initial and, where the
     noise floor was measured, initial_again) and evaluated iterations.
@@ -93,6 +96,7 @@ def build_summary(
         drift=tuple(row for tables in iterations for row in _drift_rows(tables.drift)),
         samples=tuple(pick_samples(t.iteration, t.candidate_ledger, t.sft_set, t.preference_set) for t in iterations),
         notes=tuple(notes),
+        out_of_date=tuple(out_of_date),
     )
 
 

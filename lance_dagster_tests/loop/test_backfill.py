@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from lance_dagster.components.in_progress import in_progress
 from lance_dagster_tests.loop.server import serving
@@ -27,7 +28,10 @@ LOOP = [
 ]
 
 
-def test_a_backfill_gives_one_run_per_iteration_in_order_each_a_whole_iteration(evolved: Tiny, tmp_path: Path) -> None:
+def test_a_backfill_gives_one_run_per_iteration_in_order_each_a_whole_iteration(
+    evolved: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the paths in dagster.yaml are relative to where one is
     settings = tiny_settings(tmp_path, evaluation={"limit": 20, "drift_rows": 4})
     done, folder = evolved.experiment.store.folder, tmp_path / "store" / "tiny"
     folder.mkdir(parents=True)
