@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lance_dagster.errors import TrainingError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.settings import DPOSettings, ModelSettings
 from lance_dagster.storage.models import load_tokenizer
 from lance_dagster.training import gates
@@ -42,8 +43,9 @@ def train_dpo(
     """
     if not pairs.num_rows:
         raise TrainingError("the preference set is empty: nothing to train on")
-    from datasets import disable_progress_bars
-    from trl import DPOConfig, DPOTrainer
+    with heavy_imports():
+        from datasets import disable_progress_bars
+        from trl import DPOConfig, DPOTrainer
 
     disable_progress_bars()
     tokenizer = load_tokenizer(start)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lance_dagster.errors import TrainingError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.settings import ModelSettings, SFTSettings
 from lance_dagster.storage.models import load_tokenizer
 from lance_dagster.training import gates
@@ -43,8 +44,9 @@ def train_sft(
     """
     if not rows.num_rows:
         raise TrainingError("the SFT set is empty: nothing to train on")
-    from datasets import disable_progress_bars
-    from trl import SFTConfig, SFTTrainer
+    with heavy_imports():
+        from datasets import disable_progress_bars
+        from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
     tokenizer = load_tokenizer(start)
