@@ -171,7 +171,10 @@ def _response_loss(
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = labels[:, 1:]
     chosen = targets != -100
-    losses = F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="none")
+    logits = model.lm_head(hidden[chosen])
+    if bool((weights == 1.0).all()):  # the plain mean, which rounds as the weights that ship were trained with
+        return F.cross_entropy(logits, targets[chosen])
+    losses = F.cross_entropy(logits, targets[chosen], reduction="none")
     return (losses * weights[:, 1:][chosen]).sum() / losses.numel()
 
 
