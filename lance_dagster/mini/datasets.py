@@ -42,8 +42,8 @@ UNEVEN: Mapping[str, float] = {
     "spelling": 0.6,
 }
 UNEVEN_ELSEWHERE = 0.04
-# Known to the discovery base from pre-training, but not to the experiment: its answers to them it cannot judge (AUC .5),
-# so there is nothing that it could discover (docs/log.md).
+# In the pre-training of the discovery base, but not in the experiment: the base cannot judge its answers to these
+# (AUC .5), so there is nothing that it could discover (docs/log.md).
 NOT_JUDGED = ("letter_counts",)
 SYSTEMATIC = 0.85  # of the wrong responses, how many make the family's typical mistake
 
