@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +50,40 @@ def unseen_by_rouge_score(text: str) -> bool:
     return not text.isascii() and any(letter.isalpha() and not letter.isascii() for letter in text)
 
 
+def split_unspaced(word: str) -> list[str]:
+    """A word with the letters of scripts that are written without spaces one by one, and the rest together."""
+    if word.isascii():
+        return [word]
+    import regex
+
+    return regex.findall(rf"[{_UNSPACED}]\p{{M}}*|[^{_UNSPACED}]+", word, regex.V1)  # type: ignore[no-any-return]
+
+
+def is_unspaced(letter: str) -> bool:
+    """Whether a letter is of a script that is written without spaces between words."""
+    import regex
+
+    return regex.match(f"[{_UNSPACED}]", letter, regex.V1) is not None
+
+
+def scripts_of(text: str) -> Counter[str]:
+    """How many letters of each script a text has, by the first word of their Unicode names.
+
+    The three scripts of Japanese count as CJK, which they are mixed with.
+    """
+    letters = Counter(letter for letter in text if letter.isalpha())
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[_script(letter)] += count
+    return scripts
+
+
+@cache
+def _script(letter: str) -> str:
+    name = unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "UNKNOWN").split()[0].partition("-")[0]
+    return {"HIRAGANA": "CJK", "KATAKANA": "CJK", "IDEOGRAPHIC": "CJK"}.get(name, name)
+
+
 @cache
 def _unicode_words() -> re.Pattern[str]:
     import regex
@@ -79,6 +115,10 @@ class Vocabulary:
     def numbers(self, words: Sequence[str]) -> list[int]:
         known = self._numbers
         return [known.setdefault(word, len(known)) for word in words]
+
+    def known_numbers(self, words: Sequence[str], unknown: int) -> list[int]:
+        """As ``numbers``, but a new word stays new and is ``unknown``."""
+        return [self._numbers.get(word, unknown) for word in words]
 
     def words(self) -> list[str]:
         """All words; the position of each is its number."""
@@ -112,18 +152,11 @@ class WordRows:
     @classmethod
     def of(cls, texts: Iterable[str], rule: TokenRule, vocabulary: Vocabulary) -> Self:
         """Texts under a rule; new words enter ``vocabulary``. Texts may come from a generator: only numbers stay."""
-        chunks: list[WordIds] = []
-        ends = [0]
-        buffer: list[int] = []
+        flat, offsets = array("i"), array("q", [0])
         for text in texts:
-            numbers = vocabulary.numbers(split_words(text, rule))
-            buffer += numbers
-            ends.append(ends[-1] + len(numbers))
-            if len(buffer) > 1 << 20:
-                chunks.append(np.array(buffer, dtype=np.int32))
-                buffer = []
-        chunks.append(np.array(buffer, dtype=np.int32))
-        return cls(np.concatenate(chunks), np.array(ends, dtype=np.int64))
+            flat.extend(vocabulary.numbers(split_words(text, rule)))
+            offsets.append(len(flat))
+        return cls(np.array(flat, dtype=np.int32), np.array(offsets, dtype=np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
