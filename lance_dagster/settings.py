@@ -228,8 +228,8 @@ class ConstructionSettings(Section):
     )
     at_limit: Literal["reject", "accept"] = Field(
         "reject",
-        description="a reward equal to accept_above, or a difference equal to preference_gap: too little (reference "
-        "code, >) or enough",
+        description="a reward equal to accept_above, or a difference equal to preference_gap: too little, as in "
+        "the paper, or enough",
     )
     accept_above: Score = Field(8.0, description="SFT rows need a higher reward (reference code 8.0; paper V)")
     preference_gap: float = Field(2.0, ge=0.0, le=10.0, description="a pair needs a larger difference of rewards")

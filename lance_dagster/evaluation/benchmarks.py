@@ -115,8 +115,9 @@ def _question_fields(name: str, task: Any, document: dict[str, Any], wanted: Seq
         asked = [max(found, key=lambda entry: len(entry[1]))]
     if not asked:
         raise EvaluationError(
-            f"task {name!r}: none of the fields {', '.join(document)} is a text that could be its question, so nothing can "
-            "be compared with it. Name the fields in evaluation.question_fields, or set construction.filters.contamination to 'off'."
+            f"task {name!r}: none of the fields {', '.join(document)} is a text that could be its question, so nothing "
+            "can be compared with it. Name the fields in evaluation.question_fields, or set "
+            "construction.filters.contamination to 'off'."
         )
     return asked
 

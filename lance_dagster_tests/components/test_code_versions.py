@@ -46,6 +46,7 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
     [
         ("seed.instructions", "other.jsonl", {"seed_instructions", *REPORT}),
         ("seed.max_words", 99, SEEDS),
+        ("seed.control_tokens", ["</s>"], {"candidate_ledger", *SEEDS}),
         ("seed.growth", "merge", {"reviewed_seed", *REPORT}),
         ("seed.max_rows", 50, {"reviewed_seed"}),
         ("model.threads", 1, set()),
@@ -61,6 +62,8 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("construction.responses_per_instruction", 1, {"instruction_candidates"}),
         ("construction.samples", 3, {"instruction_candidates", "preference_candidates", *REPORT}),
         ("construction.filters.rouge_threshold", 0.5, {"candidate_ledger"}),
+        ("construction.filters.contamination", "flag", {"candidate_ledger", *SEEDS}),
+        ("construction.pairs_per_prompt", "best", {"candidate_ledger", "preference_set"}),
         ("construction.accept_above", 7.0, {"candidate_ledger", *REPORT}),
         ("construction.preference_gap", 1.0, {"candidate_ledger", "preference_set", *REPORT}),
         ("construction.seed", 1, GENERATING),
@@ -69,8 +72,8 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("training.initial.epochs", 2.0, {"baseline_scores"}),  # which trains M_0 a second time
         ("training.sft.epochs", 2.0, set()),
         ("prompts.system_in_preferences", False, {"preference_set"}),
-        ("evaluation.tasks", ["mini_test"], {"candidate_ledger", *SCORING}),
-        ("evaluation.question_fields", ["instruction"], {"candidate_ledger"}),
+        ("evaluation.tasks", ["mini_test"], {"candidate_ledger", *SEEDS, *SCORING}),
+        ("evaluation.question_fields", ["instruction"], {"candidate_ledger", *SEEDS}),
         ("evaluation.limit", 30, SCORING),
         ("evaluation.batch_size", 8, set()),
         ("evaluation.drift_rows", 8, {"drift"}),

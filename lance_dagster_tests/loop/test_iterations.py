@@ -90,11 +90,11 @@ def test_every_candidate_is_in_the_ledger_once_with_a_fate(evolved: Tiny) -> Non
 
 
 def test_generated_training_rows_are_whole_kept_and_not_asked_by_the_evaluation(evolved: Tiny) -> None:
-    from lance_dagster.construction.filters.contamination import EvaluationQuestions
-    from lance_dagster.evaluation.benchmarks import evaluation_questions
+    from lance_dagster.construction.filters.contamination import EvaluationIndex
+    from lance_dagster.evaluation.benchmarks import evaluation_texts
 
     evaluation = evolved.experiment.settings.evaluation
-    questions = EvaluationQuestions(evaluation_questions(evaluation, evolved.experiment.tasks_path))
+    questions = EvaluationIndex(evaluation_texts(evaluation, evolved.experiment.tasks_path))
     assert len(questions) > 100
     ledgers = pa.concat_tables(evolved.table("candidate_ledger", key) for key in ("000", "001"))
     by_id = {row["row_id"]: row for row in ledgers.to_pylist()}
@@ -103,7 +103,7 @@ def test_generated_training_rows_are_whole_kept_and_not_asked_by_the_evaluation(
     for row in generated:
         source = by_id[row["row_id"]]
         assert source["kept"] and source["finish_reason"] == "stop" and source["score"] > 8.0
-        assert row["prompt"] not in questions
+        assert questions.overlap(row["prompt"]) is None
 
 
 def test_the_sets_accumulate_over_iterations(evolved: Tiny) -> None:
