@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -60,9 +62,18 @@ class Fates:
         self.reach(stage, rows)
         self.reasons[rows] = self._number(reason)
 
-    def reason(self, row: int) -> str | None:
-        number = int(self.reasons[row])
-        return None if number == _ALIVE else self.names[number]
+    def revive(self, stage: Stage, rows: Mask) -> None:
+        """Rows are back at a stage, as if nothing had dropped them since."""
+        self.reach(stage, rows)
+        self.reasons[rows] = _ALIVE
+
+    def copy(self) -> Fates:
+        return Fates(self.stages.copy(), self.reasons.copy(), list(self.names))
+
+    def counts(self, kinds: Sequence[str]) -> Counter[tuple[str, str]]:
+        """How many rows of each kind have which fate: a drop reason, or ``kept``."""
+        fates = [*self.names, "kept"]  # the number of those that are alive is -1: the last
+        return Counter(zip(kinds, (fates[number] for number in self.reasons.tolist()), strict=True))
 
     def stage_column(self) -> pa.Array:
         return pa.DictionaryArray.from_arrays(pa.array(self.stages), pa.array(STAGES)).cast(pa.string())
