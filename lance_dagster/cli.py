@@ -71,7 +71,7 @@ def report(experiment: str) -> None:
 
 
 def _numbers(least: float, most: float) -> Callable[[click.Context, click.Parameter, str | None], list[float] | None]:
-    """Reads numbers with commas between them, each above ``least`` and at most ``most``."""
+    """Reads numbers with commas between them."""
 
     def read(_: click.Context, __: click.Parameter, value: str | None) -> list[float] | None:
         if value is None:
@@ -79,10 +79,10 @@ def _numbers(least: float, most: float) -> Callable[[click.Context, click.Parame
         try:
             numbers = [float(part) for part in value.split(",")]
         except ValueError as error:
-            raise click.BadParameter(f"{value!r} is not a list of numbers such as 7,8,9") from error
+            raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.7,0.8") from error
         for number in numbers:
-            if not least < number <= most:
-                raise click.BadParameter(f"{number:g} is not above {least:g} and at most {most:g}")
+            if not least <= number <= most:
+                raise click.BadParameter(f"{number:g} is not between {least:g} and {most:g}")
         return numbers
 
     return read
@@ -91,8 +91,8 @@ def _numbers(least: float, most: float) -> Callable[[click.Context, click.Parame
 @main.command()
 @click.argument("experiment")
 @click.argument("iteration", type=click.IntRange(0, 98))
-@click.option("--rouge", callback=_numbers(0, 1), help="ROUGE-L thresholds, such as 0.6,0.7,0.8.")
-@click.option("--accept", callback=_numbers(-1e-9, 10), help="Acceptance scores, such as 7,8,9.")
+@click.option("--rouge", callback=_numbers(0.01, 1), help="ROUGE-L thresholds, such as 0.6,0.7,0.8.")
+@click.option("--accept", callback=_numbers(0, 10), help="Acceptance scores, such as 7,8,9.")
 def whatif(experiment: str, iteration: int, rouge: list[float] | None, accept: list[float] | None) -> None:
     """Print what other thresholds would have kept of ITERATION, from its ledger and without a model call.
 

@@ -59,7 +59,7 @@ def test_the_data_files_can_be_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
-    [("--rouge", "0", "not above 0 and at most 1"), ("--rouge", "0.6,1.1", "1.1"), ("--accept", "7;8", "7,8,9")],
+    [("--rouge", "0", "0 is not between 0.01 and 1"), ("--rouge", "0.6,1.1", "1.1"), ("--accept", "7;8", "0.7,0.8")],
 )
 def test_a_threshold_that_is_none_is_refused(option: str, value: str, message: str) -> None:
     result = CliRunner().invoke(main, ["whatif", "mini", "0", option, value])
