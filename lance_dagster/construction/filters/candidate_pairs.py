@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _BAND_RATIO = 1.1  # lengths within a band of rows that are multiplied together
+_BAND_ROWS = 512  # but at least as many rows: a product has a price of its own
 _SHARE_LEFT_OUT = 0.85  # of the entries that may be left out: measured, benchmarks/rouge_join.py
 _PRODUCT_TERMS = 1 << 24  # of a product at a time: bounds memory
 _OCCURRENCES = 1 << 24  # of one word in one row, at most
 _ROUNDING = 1e-9
+_PAIRS = 1 << 18  # that are named at a time
 _ABOVE_ALL_RANKS = np.int32(np.iinfo(np.int32).max)
+
+_Band = tuple[int, int]  # first and last row, of those sorted by length
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class _Ranked:
     order: Ints  # position of each row in the table that it came from
     ranks: npt.NDArray[np.int32]
     offsets: Ints
-    bands: list[tuple[int, int]]
+    bands: list[_Band]
 
     @cached_property
     def lengths(self) -> Ints:
@@ -114,7 +118,7 @@ class Index:
         self._rank = np.empty(len(by_frequency), dtype=np.int64)
         self._rank[by_frequency] = np.arange(len(by_frequency))
         self._rows = _ranked(self._rank[inverse], entries)
-        self._factors: dict[tuple[tuple[int, int], bool], _Factor] = {}
+        self._factors: dict[tuple[_Band, bool], _Factor] = {}
 
     def look_up(self, entries: Entries, earlier_only: bool = False) -> Iterator[Pairs]:
         """All pairs (row of ``entries``, row of the index) that can be similar enough, and some that are not.
@@ -125,16 +129,20 @@ class Index:
             return
         found = np.minimum(np.searchsorted(self._keys, entries.keys), len(self._keys) - 1)
         left = _ranked(np.where(self._keys[found] == entries.keys, self._rank[found], -1), entries)
+        sides: dict[tuple[_Band, bool], _Side] = {}
+        parts: list[Pairs] = []
         for left_band in left.bands:
             for right_band in self._rows.bands:
-                for pairs in self._multiply(left, left_band, right_band):
-                    if earlier_only:
-                        before = pairs.right < pairs.left
-                        pairs = Pairs(pairs.left[before], pairs.right[before])
-                    if len(pairs.left):
-                        yield pairs
+                for pairs in self._multiply(left, left_band, right_band, sides):
+                    parts.append(_before(pairs) if earlier_only else pairs)
+                    if sum(len(part.left) for part in parts) > _PAIRS:
+                        yield _together(parts)
+                        parts = []
+        yield _together(parts)
 
-    def _multiply(self, left: _Ranked, left_band: tuple[int, int], right_band: tuple[int, int]) -> Iterator[Pairs]:
+    def _multiply(
+        self, left: _Ranked, left_band: _Band, right_band: _Band, sides: dict[tuple[_Band, bool], _Side]
+    ) -> Iterator[Pairs]:
         m, n = left.lengths[left_band[0] : left_band[1]], self._rows.lengths[right_band[0] : right_band[1]]
         shortest, longest = (m[0], n[0]), (m[-1], n[-1])
         closest = (min(longest[0], max(shortest[0], n[-1])), min(longest[1], max(shortest[1], m[-1])))
@@ -144,8 +152,9 @@ class Index:
         if self._bound.statistic != "f":  # what is needed goes by the shorter row alone
             thin_left, thin_right = longest[0] <= shortest[1], longest[1] <= shortest[0]
             thin_right = thin_right and not thin_left
-        one = _Side.of(left, left_band, self._bound.may_leave_out(m) if thin_left else np.zeros_like(m))
-        other = self._right(right_band, thin_right)
+        if (left_band, thin_left) not in sides:
+            sides[left_band, thin_left] = self._side(left, left_band, thin_left)
+        one, other = sides[left_band, thin_left], self._factor(right_band, thin_right)
         most_left_out = max(one.left_out.max(), other.left_out.max())
         least = self._bound.needed(shortest[0], shortest[1]) - most_left_out - _ROUNDING
         for start, stop in _runs(one.terms(np.diff(other.transposed.indptr))):
@@ -158,14 +167,16 @@ class Index:
             possible = np.minimum(most, np.minimum(m[i], n[j])) > self._bound.needed(m[i], n[j]) - _ROUNDING
             yield Pairs(left.order[left_band[0] + i[possible]], self._rows.order[right_band[0] + j[possible]])
 
-    def _right(self, band: tuple[int, int], thin: bool) -> _Factor:
+    def _factor(self, band: _Band, thin: bool) -> _Factor:
         if (band, thin) not in self._factors:
-            lengths = self._rows.lengths[band[0] : band[1]]
-            left_out = self._bound.may_leave_out(lengths) if thin else np.zeros_like(lengths)
-            side = _Side.of(self._rows, band, left_out)
-            transposed = side.matrix(0, len(lengths), len(self._keys)).T.tocsr()
-            self._factors[band, thin] = _Factor(transposed, left_out, side.last_rank)
+            side = self._side(self._rows, band, thin)
+            transposed = side.matrix(0, len(side.left_out), len(self._keys)).T.tocsr()
+            self._factors[band, thin] = _Factor(transposed, side.left_out, side.last_rank)
         return self._factors[band, thin]
+
+    def _side(self, rows: _Ranked, band: _Band, thin: bool) -> _Side:
+        lengths = rows.lengths[band[0] : band[1]]
+        return _Side.of(rows, band, self._bound.may_leave_out(lengths) if thin else np.zeros_like(lengths))
 
 
 class _Factor(NamedTuple):
@@ -183,12 +194,10 @@ class _Side:
     columns: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     left_out: Ints
-    last_rank: npt.NDArray[
-        np.int32
-    ]  # of the most frequent entry that is still in; above all ranks where none is left out
+    last_rank: npt.NDArray[np.int32]  # of the most frequent entry that is in; above all ranks where none is left out
 
     @classmethod
-    def of(cls, rows: _Ranked, band: tuple[int, int], left_out: Ints) -> _Side:
+    def of(cls, rows: _Ranked, band: _Band, left_out: Ints) -> _Side:
         start, stop = rows.offsets[band[0]], rows.offsets[band[1]]
         lengths, begins = rows.lengths[band[0] : band[1]], rows.offsets[band[0] : band[1]]
         ranks = rows.ranks[start:stop]
@@ -212,6 +221,16 @@ class _Side:
         return sums[self.offsets[1:]] - sums[self.offsets[:-1]]  # type: ignore[no-any-return]
 
 
+def _before(pairs: Pairs) -> Pairs:
+    before = pairs.right < pairs.left
+    return Pairs(pairs.left[before], pairs.right[before])
+
+
+def _together(parts: list[Pairs]) -> Pairs:
+    nothing = np.empty(0, dtype=np.int64)
+    return Pairs(*(np.concatenate([nothing, *side]) for side in ([p.left for p in parts], [p.right for p in parts])))
+
+
 def _ranked(ranks: Ints, entries: Entries) -> _Ranked:
     lengths = entries.lengths
     order = np.flatnonzero(lengths)  # rows without a word are similar to nothing
@@ -224,11 +243,14 @@ def _ranked(ranks: Ints, entries: Entries) -> _Ranked:
     return _Ranked(order, ranks[by_rank].astype(np.int32), offsets, _bands(lengths[order]))
 
 
-def _bands(lengths: Ints) -> list[tuple[int, int]]:
+def _bands(lengths: Ints) -> list[_Band]:
     bands = []
     start = 0
     while start < len(lengths):
         stop = int(np.searchsorted(lengths, max(lengths[start] * _BAND_RATIO, lengths[start] + 1), side="left"))
+        stop = max(stop, start + _BAND_ROWS)
+        if stop + _BAND_ROWS // 2 >= len(lengths):
+            stop = len(lengths)
         bands.append((start, stop))
         start = stop
     return bands

@@ -20,7 +20,7 @@ from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic,
 from lance_dagster.construction.filters.words import Ints, Vocabulary, WordRows
 
 _BLOCK = 4096  # rows that are compared with the pool at a time
-_LEAF = 256  # rows that are compared with each other at once
+_LEAF = 512  # rows that are compared with each other at once
 _MERGED = 8  # shelves of a size become one of the next
 _LARGEST_SHELF = 1 << 15  # rows
 _SMALL_GROUP = 256  # rows of a group up to which all its pairs are compared
