@@ -290,21 +290,21 @@ def drop_orphans(candidates: Candidates, fates: Fates, stage: Stage) -> None:
 
 
 def _compared(lane: Lane, rows: Ints, comparison: Comparison, whole: bool) -> Verdicts:
-    words, pool = lane.words.take(rows), lane.pool
+    pool = lane.pool
     if whole:
         join = SimilarityJoin(comparison)
         join.add(pool.words, np.arange(len(pool)))
-        return join.keep_first(words, len(pool) + np.arange(len(rows)))
+        return join.keep_first(lane.words, rows, len(pool) + np.arange(len(rows)))
     groups = _codes(np.concatenate([pool.prompts, lane.prompts[rows]]))
-    return keep_first_by_group(comparison, pool.words, groups[: len(pool)], words, groups[len(pool) :])
+    return keep_first_by_group(comparison, pool.words, groups[: len(pool)], lane.words, rows, groups[len(pool) :])
 
 
 def _finished(lane: _Lane, pool: PoolRows, pool_repeats: np.ndarray[Any, np.dtype[np.bool_]]) -> Lane:
     return Lane(
-        np.array(lane.positions, dtype=np.int64),
-        np.frombuffer(bytes(lane.prompts), dtype=np.uint64).reshape(-1, 2),
-        np.frombuffer(bytes(lane.texts), dtype=np.uint64).reshape(-1, 2),
-        WordRows(np.array(lane.flat, dtype=np.int32), np.array(lane.ends, dtype=np.int64)),
+        np.frombuffer(lane.positions, dtype=np.int64),  # views, so that nothing is there twice
+        np.frombuffer(lane.prompts, dtype=np.uint64).reshape(-1, 2),
+        np.frombuffer(lane.texts, dtype=np.uint64).reshape(-1, 2),
+        WordRows(np.frombuffer(lane.flat, dtype=np.int32), np.frombuffer(lane.ends, dtype=np.int64)),
         pool,
         pool_repeats,
     )

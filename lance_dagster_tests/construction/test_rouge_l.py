@@ -109,7 +109,7 @@ def joined(
     join = SimilarityJoin(Comparison(statistic, threshold, threshold if floor is None else floor, vocabulary))
     everyone = np.arange(len(texts))
     join.add(rows.take(everyone[:pool]), everyone[:pool])
-    return join.keep_first(rows.take(everyone[pool:]), everyone[pool:])
+    return join.keep_first(rows, everyone[pool:], everyone[pool:])
 
 
 def similarity(earlier: str, text: str, statistic: Statistic, rule: TokenRule = "rouge_score") -> float:
@@ -278,7 +278,8 @@ def test_rows_of_a_group_are_compared_with_each_other_alone(statistic: Statistic
         Comparison(statistic, 0.6, 0.6, vocabulary),
         rows.take(everyone[:pool]),
         groups[:pool],
-        rows.take(everyone[pool:]),
+        rows,
+        everyone[pool:],
         groups[pool:],
     )
     for group in range(6):

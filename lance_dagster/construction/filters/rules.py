@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import NamedTuple
 
 from lance_dagster.construction.filters.contamination import normalise
@@ -98,11 +97,9 @@ class Rules:
 
     def repetitive(self, row: Generated) -> str | None:
         """The same runs of four words, or the same character, again and again."""
-        longest, share = self.filters.longest_character_run, self.filters.repeated_share
-        if longest is not None and len(row.text) > longest:
-            runs = (sum(1 for _ in run) for character, run in groupby(row.text) if not character.isspace())
-            if max(runs, default=0) > longest:
-                return REPETITIVE
+        share = self.filters.repeated_share
+        if self._character_run is not None and self._character_run.search(row.text):
+            return REPETITIVE
         if share is None or len(row.text) < 2 * _SHORTEST_REPETITIVE - 1:
             return None
         words = split_words(row.text, "unicode")
@@ -135,6 +132,11 @@ class Rules:
     @cached_property
     def _control_tokens(self) -> tuple[re.Pattern[str], ...]:
         return control_token_patterns(self.control_tokens)
+
+    @cached_property
+    def _character_run(self) -> re.Pattern[str] | None:
+        longest = self.filters.longest_character_run
+        return None if longest is None else re.compile(rf"(\S)\1{{{longest}}}")
 
     @cached_property
     def _keywords(self) -> re.Pattern[str] | None:

@@ -24,7 +24,7 @@ _LEAF = 512  # rows that are compared with each other at once
 _MERGED = 8  # shelves of a size become one of the next
 _LARGEST_SHELF = 1 << 15  # rows
 _SMALL_GROUP = 256  # rows of a group up to which all its pairs are compared
-_GROUP_PAIRS = 1 << 20  # at a time: bounds memory
+_GROUP_PAIRS = 1 << 18  # at a time: bounds memory
 
 NOBODY = -1
 Flags = npt.NDArray[np.bool_]
@@ -113,51 +113,54 @@ class SimilarityJoin:
             part = np.arange(start, min(start + _LARGEST_SHELF, len(rows)))
             self._put_on_shelf(rows.take(part), numbers[part])
 
-    def keep_first(self, rows: WordRows, numbers: Ints) -> Verdicts:
-        """Decide on rows in their order. Those that are kept join the pool under their numbers."""
-        verdicts = Verdicts.undecided(len(rows))
-        for start in range(0, len(rows), _BLOCK):
-            block = np.arange(start, min(start + _BLOCK, len(rows)))
+    def keep_first(self, rows: WordRows, positions: Ints, numbers: Ints) -> Verdicts:
+        """Decide on the rows at ``positions``, in that order. Those that are kept join the pool under their numbers."""
+        verdicts = Verdicts.undecided(len(positions))
+        for start in range(0, len(positions), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(positions)))
+            here, own = rows.take(positions[block]), Verdicts.undecided(block.stop - start)
+            everyone = np.arange(len(here))
             for shelf in self._pool:
-                self._compare(rows, block, shelf, verdicts)
-            self._compare_within(rows, block, numbers, verdicts)
-            block = block[verdicts.kept[block]]
-            self._put_on_shelf(rows.take(block), numbers[block])
+                self._compare(here, everyone, shelf, own)
+            self._compare_within(here, everyone, numbers[block], own)
+            kept = np.flatnonzero(own.kept)
+            self._put_on_shelf(here.take(kept), numbers[block][kept])
+            verdicts.kept[block], verdicts.value[block], verdicts.against[block] = own.kept, own.value, own.against
         return verdicts
 
-    def _compare_within(self, rows: WordRows, block: Ints, numbers: Ints, verdicts: Verdicts) -> None:
-        """The first half of a block, then the second with what is kept of the first, then the second half."""
-        if len(block) <= _LEAF:
-            self._compare_leaf(rows, block, numbers, verdicts)
+    def _compare_within(self, rows: WordRows, part: Ints, numbers: Ints, verdicts: Verdicts) -> None:
+        """The first half of a part, then the second with what is kept of the first, then the second half."""
+        if len(part) <= _LEAF:
+            self._compare_leaf(rows, part, numbers, verdicts)
             return
-        first, second = block[: len(block) // 2], block[len(block) // 2 :]
+        first, second = part[: len(part) // 2], part[len(part) // 2 :]
         self._compare_within(rows, first, numbers, verdicts)
         kept = first[verdicts.kept[first]]
         self._compare(rows, second, self._shelf(rows.take(kept), numbers[kept]), verdicts)
         self._compare_within(rows, second, numbers, verdicts)
 
-    def _compare_leaf(self, rows: WordRows, block: Ints, numbers: Ints, verdicts: Verdicts) -> None:
-        here, bound = rows.take(block), self._comparison.bound
+    def _compare_leaf(self, rows: WordRows, part: Ints, numbers: Ints, verdicts: Verdicts) -> None:
+        here, bound = rows.take(part), self._comparison.bound
         entries = bound.entries(here, self._comparison.vocabulary)
         for_kept = [
             Pairs(pairs.left[candidate], pairs.right[candidate])
             for pairs in Index(entries, bound).look_up(entries, earlier_only=True)
-            if (candidate := verdicts.kept[block[pairs.right]]).any()
+            if (candidate := verdicts.kept[part[pairs.right]]).any()
         ]
         if not for_kept:
             return
         possible = Pairs(*(np.concatenate(side) for side in zip(*for_kept, strict=True)))
         pairs, values = self._comparison.similar(here, here, possible)
-        self._comparison.settle(verdicts, block[pairs.left], block[pairs.right], values, numbers)
+        self._comparison.settle(verdicts, part[pairs.left], part[pairs.right], values, numbers)
 
-    def _compare(self, rows: WordRows, block: Ints, shelf: _Shelf, verdicts: Verdicts) -> None:
-        """Compare the rows at ``block`` with kept ones before them."""
-        here, bound = rows.take(block), self._comparison.bound
+    def _compare(self, rows: WordRows, part: Ints, shelf: _Shelf, verdicts: Verdicts) -> None:
+        """Compare the rows at ``part`` with kept ones before them."""
+        here, bound = rows.take(part), self._comparison.bound
         for possible in shelf.index.look_up(bound.entries(here, self._comparison.vocabulary)):
             pairs, values = self._comparison.similar(here, shelf.rows, possible)
             order = np.lexsort((pairs.right, -values, pairs.left))
             best = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
-            i, highest, number = block[pairs.left[best]], values[best], shelf.numbers[pairs.right[best]]
+            i, highest, number = part[pairs.left[best]], values[best], shelf.numbers[pairs.right[best]]
             before = verdicts.value[i]
             better = (highest > before) | ((highest == before) & (number < verdicts.against[i]))
             verdicts.value[i[better]], verdicts.against[i[better]] = highest[better], number[better]
@@ -182,26 +185,35 @@ class SimilarityJoin:
 
 
 def keep_first_by_group(
-    comparison: Comparison, pool: WordRows, pool_groups: Ints, rows: WordRows, groups: Ints
+    comparison: Comparison, pool: WordRows, pool_groups: Ints, rows: WordRows, positions: Ints, groups: Ints
 ) -> Verdicts:
     """As ``SimilarityJoin.keep_first``, but a row is compared with rows of its own group alone.
 
-    Rows of ``pool`` are kept whatever they resemble. Verdicts number the pool from 0 and the rows behind it.
+    ``groups`` are those of the rows at ``positions``. Rows of ``pool`` are kept whatever they resemble. Verdicts number
+    the pool from 0 and the decided rows behind it.
     """
-    everyone, group = WordRows.joined([pool, rows]), np.concatenate([pool_groups, groups])
-    verdicts, numbers = Verdicts.undecided(len(group)), np.arange(len(group))
+    group = np.concatenate([pool_groups, groups])
+    verdicts = Verdicts.undecided(len(group))
+
+    def take(members: Ints) -> WordRows:
+        return WordRows.joined(
+            [pool.take(members[members < len(pool)]), rows.take(positions[members[members >= len(pool)] - len(pool)])]
+        )
+
     for members in _small_groups(group):
-        possible = _pairs_within(members, group, len(pool))
-        pairs, values = comparison.similar(everyone, everyone, possible)
-        comparison.settle(verdicts, pairs.left, pairs.right, values, numbers)
+        members = np.sort(members)  # the pool comes first, as in what is taken
+        here = take(members)
+        possible = _pairs_within(group[members], int((members < len(pool)).sum()))
+        pairs, values = comparison.similar(here, here, possible)
+        comparison.settle(verdicts, members[pairs.left], members[pairs.right], values, np.arange(len(group)))
     for members in _large_groups(group):
+        there, own = members[members < len(pool)], members[members >= len(pool)]
         join = SimilarityJoin(comparison)
-        there, here = members[members < len(pool)], members[members >= len(pool)]
-        join.add(everyone.take(there), there)
-        found = join.keep_first(everyone.take(here), here)
-        verdicts.kept[here], verdicts.value[here], verdicts.against[here] = found.kept, found.value, found.against
-    own = slice(len(pool), None)
-    return Verdicts(verdicts.kept[own], verdicts.value[own], verdicts.against[own])
+        join.add(pool.take(there), there)
+        found = join.keep_first(rows, positions[own - len(pool)], own)
+        verdicts.kept[own], verdicts.value[own], verdicts.against[own] = found.kept, found.value, found.against
+    behind = slice(len(pool), None)
+    return Verdicts(verdicts.kept[behind], verdicts.value[behind], verdicts.against[behind])
 
 
 def _sorted_groups(group: Ints) -> tuple[Ints, Ints]:
@@ -227,14 +239,15 @@ def _small_groups(group: Ints) -> Iterator[Ints]:
     yield from (run for run in np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(run))
 
 
-def _pairs_within(members: Ints, group: Ints, pool: int) -> Pairs:
-    """All (later, earlier) pairs of rows of the same group, but for those of two rows of the pool."""
+def _pairs_within(group: Ints, pool: int) -> Pairs:
+    """All (later, earlier) pairs of rows of the same group, but for those of two of the first ``pool`` rows."""
+    order = np.argsort(group, kind="stable")
     later, earlier = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for distance in range(1, len(members)):
-        same = group[members[distance:]] == group[members[:-distance]]
-        if not same.any():  # the rows of a group lie together
+    for distance in range(1, len(order)):
+        same = group[order[distance:]] == group[order[:-distance]]
+        if not same.any():
             break
-        wanted = same & (members[distance:] >= pool)
-        later.append(members[distance:][wanted])
-        earlier.append(members[:-distance][wanted])
+        wanted = same & (order[distance:] >= pool)
+        later.append(order[distance:][wanted])
+        earlier.append(order[:-distance][wanted])
     return Pairs(np.concatenate(later), np.concatenate(earlier))

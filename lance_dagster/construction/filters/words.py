@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from typing import Literal, Self
 
 import numpy as np
@@ -47,7 +48,7 @@ def split_words(text: str, rule: TokenRule) -> list[str]:
 
 def unseen_by_rouge_score(text: str) -> bool:
     """Whether a text has words that the rule ``rouge_score`` overlooks: letters that are not ASCII."""
-    return not text.isascii() and any(letter.isalpha() and not letter.isascii() for letter in text)
+    return not text.isascii() and any(letter.isalpha() for letter in set(text) if not letter.isascii())
 
 
 def split_unspaced(word: str) -> list[str]:
@@ -71,10 +72,10 @@ def scripts_of(text: str) -> Counter[str]:
 
     The three scripts of Japanese count as CJK, which they are mixed with.
     """
-    letters = Counter(letter for letter in text if letter.isalpha())
     scripts: Counter[str] = Counter()
-    for letter, count in letters.items():
-        scripts[_script(letter)] += count
+    for letter, count in Counter(text).items():
+        if letter.isalpha():
+            scripts[_script(letter)] += count
     return scripts
 
 
@@ -102,23 +103,28 @@ def _sentences(text: str) -> list[str]:
     return words
 
 
+class _Numbers(dict[str, int]):
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
+
+
 class Vocabulary:
     """Numbers for words, in the order in which they are first met."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        self._numbers: dict[str, int] = {}
+        self._numbers = _Numbers()
         self.numbers(list(words))
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def numbers(self, words: Sequence[str]) -> list[int]:
-        known = self._numbers
-        return [known.setdefault(word, len(known)) for word in words]
+        return list(map(self._numbers.__getitem__, words))
 
     def known_numbers(self, words: Sequence[str], unknown: int) -> list[int]:
         """As ``numbers``, but a new word stays new and is ``unknown``."""
-        return [self._numbers.get(word, unknown) for word in words]
+        return list(map(self._numbers.get, words, repeat(unknown)))
 
     def words(self) -> list[str]:
         """All words; the position of each is its number."""
