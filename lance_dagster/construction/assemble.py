@@ -21,7 +21,7 @@ SEED_ITERATION = -1  # the ``iteration`` of rows that no iteration wrote
 
 @dataclass(frozen=True)
 class Candidate:
-    """One response that can become chosen or rejected, with its reward (0..10)."""
+    """One response that can become chosen or rejected, with its reward (0..10; NaN for none)."""
 
     row_id: str
     response: str
@@ -33,7 +33,7 @@ class Candidate:
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Self:
-        return cls(row["row_id"], row["response"], row["score"])
+        return cls(row["row_id"], row["response"], nan if row["score"] is None else row["score"])
 
 
 @dataclass(frozen=True)
@@ -230,27 +230,27 @@ def _unrewarded_pairs(ledger: pa.Table) -> list[PromptedPair]:
     for row in ledger.to_pylist():
         if row["kept"] and row["kind"] == "flawed_response":
             chosen = Candidate(row["seed_id"], row["original_response"], row["original_score"])
-            score = nan if row["score"] is None else row["score"]
-            pairs.append(
-                (row["seed_id"], row["instruction"], Pair(chosen, replace(Candidate.of_row(row), score=score)))
-            )
+            pairs.append((row["seed_id"], row["instruction"], Pair(chosen, Candidate.of_row(row))))
     return pairs
 
 
 def _own_response_pairs(ledger: pa.Table, construction: ConstructionSettings) -> list[PromptedPair]:
     """The best and the worst rewarded of the model's own responses to each new instruction.
 
-    Rows below the acceptance score may be the rejected side: they are dropped from D^s, not from D^p.
+    Rows below the acceptance score may be the rejected side: they are dropped from D^s, not from D^p. Where rewards
+    do not count (``acceptance: all``) the first response is preferred to the last, an order that says nothing.
     """
     rule = replace(PairRule.of(construction), direction="reward", per_prompt="best")
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for row in ledger.to_pylist():
-        if row["kind"] == "response" and row["stage"] == "acceptance" and row["score"] is not None:
+        if row["kind"] == "response" and row["stage"] == "acceptance":
             groups[(row["seed_id"], row["instruction"])].append(Candidate.of_row(row))
+    if construction.acceptance == "all":
+        return [(*key, Pair(own[0], own[-1])) for key, own in groups.items() if len(own) > 1]
     return [
         (seed_id, instruction, pair)
         for (seed_id, instruction), responses in groups.items()
-        for pair in preference_pairs(None, responses, rule)
+        for pair in preference_pairs(None, [c for c in responses if not isnan(c.score)], rule)
     ]
 
 
