@@ -15,7 +15,7 @@ from lance_dagster.construction.seeds.decontaminate import decontaminate
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
 from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.prompt_sets import PromptKind
-from lance_dagster.report.pictures import score_histogram
+from lance_dagster.report.pictures import ledger_funnel, score_histogram
 from lance_dagster.report.render import markdown_image
 from lance_dagster.storage.tables import write_table
 
@@ -260,6 +260,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
                 "contamination/preview": preview(hits),
                 "rouge_l/unseen_texts": unseen,
                 "filter/kept_fraction": kept / generated if generated else 0.0,
+                "funnel/picture": dg.MetadataValue.md(markdown_image(ledger_funnel(step.iteration, table), "funnel")),
                 "score/histogram": _histogram(table, f"Iteration {step.iteration}: rewards of candidates"),
             },
         )

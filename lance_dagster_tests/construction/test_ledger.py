@@ -16,6 +16,7 @@ from lance_dagster.engines.engine import Completion
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, table_of
 from lance_dagster_tests.construction.scripted import PROMPT_SETS, Row, bench, cut, evaluation_of, raw, seed, unlike
+from lance_dagster_tests.tiny import REPOSITORY
 
 LOW, HIGH = seed("ice", "3"), seed("fire", "9")
 OPEN = {"rouge_threshold": 1.0}  # ROUGE-L keeps everything but exact repetitions
@@ -148,6 +149,11 @@ def test_there_is_a_case_for_every_drop_reason() -> None:
         if name.isupper() and isinstance(value, str) and not name.startswith("_")
     }
     assert reasons == {case.reason for case in CASES}
+
+
+def test_every_drop_reason_is_explained_in_the_documentation() -> None:
+    text = (REPOSITORY / "docs/filters.md").read_text(encoding="utf-8")
+    assert [case.reason for case in CASES if f"`{case.reason}`" not in text] == []
 
 
 # The table as a whole
