@@ -21,7 +21,8 @@ WORDS, SPREAD, PLANTED, CHANGED, RECENT = 58, 15, 0.1, 7, 100_000
 def sentences() -> list[str]:
     """Distinct sentences of at least four words, in a fixed order."""
     if not FOLDER.is_dir():
-        raise SystemExit(f"there is no {FOLDER.resolve()}: this benchmark needs the real text that lies there")
+        print(json.dumps({"skipped": f"there is no {FOLDER.resolve()}, where the real text lies"}))
+        raise SystemExit(0)
     found: set[str] = set()
     for name in ("gsm8k_train", "gsm8k_test", "gsm8k_example_model_solutions", "self_instruct_seed_tasks"):
         for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():

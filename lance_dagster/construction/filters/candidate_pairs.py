@@ -131,13 +131,15 @@ class Index:
         left = _ranked(np.where(self._keys[found] == entries.keys, self._rank[found], -1), entries)
         sides: dict[tuple[_Band, bool], _Side] = {}
         parts: list[Pairs] = []
+        named = 0
         for left_band in left.bands:
             for right_band in self._rows.bands:
                 for pairs in self._multiply(left, left_band, right_band, sides):
                     parts.append(_before(pairs) if earlier_only else pairs)
-                    if sum(len(part.left) for part in parts) > _PAIRS:
+                    named += len(parts[-1].left)
+                    if named > _PAIRS:
                         yield _together(parts)
-                        parts = []
+                        parts, named = [], 0
         yield _together(parts)
 
     def _multiply(
