@@ -60,11 +60,11 @@ def _compare_with_the_package(texts: list[str], pool: int, kept: list[bool]) -> 
 
     scorer = RougeScorer(["rougeL"])
     rng = random.Random(0)
+    words = [set(split_words(text, "rouge_score")) for text in texts]
     alive = [i for i in range(len(texts)) if i < pool or kept[i - pool]]
     for i in rng.sample(range(pool, len(texts)), min(20, len(kept))):
         before = [j for j in alive if j < i]
-        words = set(split_words(texts[i], "rouge_score"))
-        likely = sorted(before, key=lambda j: -len(words & set(split_words(texts[j], "rouge_score"))))[:25]
+        likely = sorted(before, key=lambda j: -len(words[i] & words[j]))[:25]
         highest = max((scorer.score(texts[j], texts[i])["rougeL"].fmeasure for j in likely), default=0.0)
         if (highest > THRESHOLD) == kept[i - pool]:
             raise SystemExit(f"row {i}: rouge-score says {highest}, the join kept it: {kept[i - pool]}")
