@@ -42,9 +42,6 @@ UNEVEN: Mapping[str, float] = {
     "spelling": 0.6,
 }
 UNEVEN_ELSEWHERE = 0.04
-# Known to the discovery base from pre-training, but not to the experiment: its answers to them it cannot judge
-# (AUC .5), so there is nothing that it could discover (docs/log.md).
-NOT_JUDGED = ("letter_counts",)
 SYSTEMATIC = 0.85  # of the wrong responses, how many make the family's typical mistake
 
 
@@ -119,8 +116,7 @@ def evaluation_documents(world: World, split: Split, per_family: int, seed: int)
 
 def write_datasets(data: Path, package: Path, seed: int = 0) -> list[Path]:
     """Write seeds under ``data`` and evaluation sets under ``package`` (the mini package). Returns the paths."""
-    world = world_named("repair")
-    discovery = World([family for family in world_named("discovery").families if family.name not in NOT_JUDGED])
+    world, discovery = world_named("repair"), world_named("discovery")
     files: dict[Path, Iterable[Mapping[str, Any]]] = {
         data / "seed_instructions_uneven.jsonl": instruction_seed(world, seed, UNEVEN, UNEVEN_ELSEWHERE),
         data / "seed_instructions_clean.jsonl": instruction_seed(world, seed, {}, 0.0),
