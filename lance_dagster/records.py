@@ -125,8 +125,8 @@ ROUGE_INDEX = pa.schema(
         pa.field("row_id", ident, nullable=False),
         pa.field("iteration", pa.int64(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),  # instruction | flawed_response
-        pa.field("prompt", pa.binary(16), nullable=False),  # hash of what it is compared within
-        pa.field("text", pa.binary(16), nullable=False),  # hash of the text, as repetitions are told
+        pa.field("prompt", ident, nullable=False),  # hash of what it is compared within
+        pa.field("text", ident, nullable=False),  # hash of the text, as repetitions are told
         pa.field("words", pa.list_(pa.string()), nullable=False),
         pa.field("rule", pa.string(), nullable=False),  # how words and repetitions were told
     ]

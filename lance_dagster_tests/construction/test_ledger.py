@@ -15,6 +15,7 @@ from lance_dagster.construction.ledger import build_ledger, funnel
 from lance_dagster.engines.engine import Completion
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, table_of
+from lance_dagster.storage.tables import table_digest
 from lance_dagster_tests.construction.scripted import PROMPT_SETS, Row, bench, cut, evaluation_of, raw, seed, unlike
 from lance_dagster_tests.tiny import REPOSITORY
 
@@ -575,6 +576,7 @@ def test_with_the_scope_all_an_instruction_of_an_earlier_iteration_counts(tmp_pa
     grown = extended_index(index, ledger.rows, chosen)
     assert grown.num_rows == index.num_rows + 1
     assert grown["iteration"].to_pylist() == [0, 0, 1]
+    assert table_digest(grown) != table_digest(index), "the next iteration names it by its digest"
 
 
 def test_with_the_scope_all_a_flawed_response_is_compared_with_those_of_earlier_iterations(tmp_path: Path) -> None:

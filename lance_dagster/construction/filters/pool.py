@@ -96,8 +96,8 @@ class PoolRows:
         lengths = pc.list_value_length(words).to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(
             rows["row_id"].to_pylist(),
-            as_digests(rows["prompt"].to_pylist()),
-            as_digests(rows["text"].to_pylist()),
+            as_digests([bytes.fromhex(value) for value in rows["prompt"].to_pylist()]),
+            as_digests([bytes.fromhex(value) for value in rows["text"].to_pylist()]),
             WordRows(
                 numbers[encoded.indices.to_numpy(zero_copy_only=False)], np.concatenate([[0], np.cumsum(lengths)])
             ),
@@ -119,8 +119,8 @@ def extended_index(earlier: pa.Table | None, ledger: pa.Table, filters: FilterSe
                 "row_id": row["row_id"],
                 "iteration": row["iteration"],
                 "kind": row["kind"],
-                "prompt": prompt_digest(row["seed_id"], row["instruction"]) if flawed else ANYWHERE,
-                "text": text_digest(text, filters.duplicates),
+                "prompt": (prompt_digest(row["seed_id"], row["instruction"]) if flawed else ANYWHERE).hex(),
+                "text": text_digest(text, filters.duplicates).hex(),
                 "words": split_words(text, rule),
                 "rule": _rule(filters),
             }
