@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_dagster.construction.filters.words import Ints
+from lance_dagster.errors import ArtifactError
 
 Stage = Literal["generated", "text", "duplicate", "contamination", "rouge_l", "reward", "acceptance"]
 STAGES: tuple[Stage, ...] = ("generated", "text", "duplicate", "contamination", "rouge_l", "reward", "acceptance")
@@ -34,7 +35,13 @@ class Fates:
 
     @classmethod
     def of(cls, stages: pa.ChunkedArray, drop_reasons: pa.ChunkedArray) -> Self:
-        """From the columns of a ledger."""
+        """From the columns of a ledger. ArtifactError for one of a version that had other stages."""
+        unknown = set(stages.unique().to_pylist()) - set(STAGES)
+        if unknown:
+            raise ArtifactError(
+                f"the ledger has rows at the stage {', '.join(sorted(unknown))}, which this version does not have: "
+                "re-materialise candidate_ledger of this iteration"
+            )
         fates = cls.open(len(stages))
         fates.stages[:] = [STAGES.index(stage) for stage in stages.to_pylist()]
         reasons = drop_reasons.to_pylist()

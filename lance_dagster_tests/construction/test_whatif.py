@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.whatif import NEVER_REVIEWED, as_text, what_if
+from lance_dagster.errors import ArtifactError
 from lance_dagster_tests.construction.scripted import Bench, bench, cut, seed
 
 LOW, HIGH = seed("ice", "3"), seed("fire", "9")
@@ -88,6 +90,14 @@ def test_rows_that_a_looser_threshold_lets_pass_were_never_reviewed(tmp_path: Pa
     assert after.count("response", NEVER_REVIEWED) > 0
     assert after.count("instruction", "kept") > before.count("instruction", "kept")
     assert after.counts.total() == before.counts.total() == rows.num_rows
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
+    reviewed, rows = varied(tmp_path).tables(*SEEDS)
+    place = rows.schema.get_field_index("stage")
+    old = rows.set_column(place, "stage", pa.array(["length"] * rows.num_rows))
+    with pytest.raises(ArtifactError, match="stage length.*re-materialise candidate_ledger"):
+        what_if(old, reviewed, varied(tmp_path).context.settings.construction, [0.7], [8.0])
 
 
 def test_a_lower_acceptance_score_keeps_more_responses(tmp_path: Path) -> None:
