@@ -96,7 +96,7 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     reviewed, rows = varied(tmp_path).tables(*SEEDS)
     place = rows.schema.get_field_index("stage")
     old = rows.set_column(place, "stage", pa.array(["length"] * rows.num_rows))
-    with pytest.raises(ArtifactError, match="stage length.*re-materialise candidate_ledger"):
+    with pytest.raises(ArtifactError, match=r"stage length.*re-materialise candidate_ledger"):
         what_if(old, reviewed, varied(tmp_path).context.settings.construction, [0.7], [8.0])
 
 
