@@ -67,6 +67,8 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
             context.log.warning(f"{source}: {hits.num_rows} rows overlap with the evaluation tasks ({contamination})")
         quarantine = experiment.store.table(f"{name}_quarantine")
         write_table(quarantine, loaded.quarantine)
+        hits_path = experiment.store.table(f"{name}_contamination_hits")
+        write_table(hits_path, hits)
         counts = ", ".join(f"{reason} {count}" for reason, count in loaded.counts.items() if count)
         context.log.info(f"{source} ({loaded.layout}): {counts}")
         return table_result(
@@ -77,6 +79,7 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
                 "quarantine": dg.MetadataValue.path(str(quarantine)),
                 "quarantine/preview": preview(loaded.quarantine),
                 "contamination/hits": hits.num_rows,
+                "contamination/table": dg.MetadataValue.path(str(hits_path)),
                 "contamination/preview": preview(hits),
                 **{f"rows/{reason}": count for reason, count in loaded.counts.items()},
             },
