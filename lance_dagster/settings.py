@@ -253,6 +253,36 @@ class EvaluationSettings(Section):
     drift_rows: int = Field(128, ge=1, description="seed rows on which drift is measured")
 
 
+def _band(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[0] > shares[1]:
+        raise ValueError("the first share should not exceed the second")
+    return shares
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class GateSettings(Section):
+    """Where the checks on an iteration's artifacts draw the line. None of them changes an artifact."""
+
+    parsed_share: Share = Field(0.8, description="a smaller share of reviews that give a score is warned of")
+    score_spread: float = Field(
+        0.25, ge=0.0, le=10.0, description="a smaller standard deviation of the scores is warned of: the judge is blind"
+    )
+    kept_share: Annotated[tuple[Share, Share], AfterValidator(_band)] = Field(
+        (0.02, 0.95), description="a kept share of the candidates outside of this band is warned of"
+    )
+    length_ratio: float = Field(
+        2.0, ge=1.0, le=100.0, description="chosen responses this many times longer or shorter are warned of"
+    )
+    first_loss_tolerance: float = Field(
+        0.05, gt=0.0, le=1.0, description="a first DPO loss farther than this from ln 2 stops the iteration"
+    )
+    score_drop: float = Field(
+        2.0, ge=0.0, le=10.0, description="a score that is lower by more standard errors is warned of"
+    )
+
+
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
@@ -266,6 +296,7 @@ class EvolutionSettings(Section):
     construction: ConstructionSettings = ConstructionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
+    gates: GateSettings = GateSettings()
 
 
 def parse_settings(values: dict[str, Any]) -> EvolutionSettings:

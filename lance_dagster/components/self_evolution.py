@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
 from lance_dagster.components.automation import experiment_jobs
+from lance_dagster.components.checks import experiment_checks
 from lance_dagster.components.construction_assets import construction_assets
 from lance_dagster.components.evaluation_assets import evaluation_assets
 from lance_dagster.components.experiment import Experiment
@@ -70,9 +71,10 @@ class SelfEvolution(dg.Component):
 
 
 def experiment_definitions(experiment: Experiment) -> dg.Definitions:
-    """Assets, jobs and the IO manager of one experiment."""
+    """Assets, their checks, jobs and the IO manager of one experiment."""
     return dg.Definitions(
         assets=[*construction_assets(experiment), *training_assets(experiment), *evaluation_assets(experiment)],
+        asset_checks=experiment_checks(experiment),
         jobs=experiment_jobs(experiment),
         resources={experiment.io_manager_key: ParquetIOManager(base_path=experiment.store.base)},
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 from upath import UPath
 
 from lance_dagster.components.automation import refuse_after_failed_iteration
+from lance_dagster.components.checks import refuse_unpromotable
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.construction.assemble import initial_set
 from lance_dagster.construction.policy import Ancestor, PolicyModel, build_policy, open_ancestor, promotion_digest
@@ -147,6 +148,8 @@ def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
         iteration = int(context.partition_key)
         refuse_after_failed_iteration(context, experiment.name, iteration)
         policy = build_policy(experiment.store, iteration)
+        if iteration:
+            refuse_unpromotable(experiment, iteration - 1)
         policy.save(experiment.store)
         metadata: dict[str, Any] = {
             "iteration": iteration,
