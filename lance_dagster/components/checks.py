@@ -25,11 +25,6 @@ from lance_dagster.storage.checkpoints import local_folder
 from lance_dagster.storage.experiment_store import UNPARTITIONED, iteration_key
 from lance_dagster.storage.tables import read_table
 
-# Dagster 1.13 converts definitions of checks with a beta parameter of its own and warns about that, on every load.
-warnings.filterwarnings(
-    "ignore", message="Parameter `execution_type` of function `AssetsDefinition", category=dg.BetaWarning
-)
-
 Level = Literal["blocks", "error", "warning"]
 UNPARTITIONED_ASSETS = ("seed_instructions", "initial_checkpoint", "baseline_scores")
 
