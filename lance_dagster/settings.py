@@ -283,6 +283,12 @@ class GateSettings(Section):
     )
 
 
+class AutomationSettings(Section):
+    """Sensors and schedules of the experiment. All are stopped until somebody starts them in the web UI."""
+
+    interval_seconds: int = Field(15, ge=1, description="the sensors look this often")
+
+
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
@@ -297,6 +303,7 @@ class EvolutionSettings(Section):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
     gates: GateSettings = GateSettings()
+    automation: AutomationSettings = AutomationSettings()
 
 
 def parse_settings(values: dict[str, Any]) -> EvolutionSettings:

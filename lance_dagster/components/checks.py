@@ -15,6 +15,7 @@ from typing import Literal
 import dagster as dg
 
 from lance_dagster.components.experiment import Experiment, clear_failures
+from lance_dagster.components.staleness import Events, Place, Situation, Wiring, name_of
 from lance_dagster.construction.filters.contamination import EvaluationQuestions
 from lance_dagster.errors import ArtifactError
 from lance_dagster.gates import checkpoints, scores, tables
@@ -26,7 +27,7 @@ from lance_dagster.storage.experiment_store import UNPARTITIONED, iteration_key
 from lance_dagster.storage.tables import read_table
 
 Level = Literal["blocks", "error", "warning"]
-UNPARTITIONED_ASSETS = ("seed_instructions", "initial_checkpoint", "baseline_scores")
+IS_CURRENT = "is_current"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,14 @@ def gates_of(experiment: Experiment) -> dict[str, list[Gate]]:
     }
 
 
-def experiment_checks(experiment: Experiment) -> list[dg.AssetChecksDefinition]:
-    """One op of checks per asset, so that an artifact's checks are run together or one by one from the web UI."""
-    return [_checks(experiment, asset, gates) for asset, gates in gates_of(experiment).items()]
+def experiment_checks(experiment: Experiment, wiring: Wiring) -> list[dg.AssetChecksDefinition]:
+    """One op of checks per asset, so that an artifact's checks are run together or one by one from the web UI.
+
+    Every asset that is made of others has ``is_current`` besides its gates.
+    """
+    gates = gates_of(experiment)
+    made = [key.path[-1] for key, parents in wiring.parents.items() if parents]
+    return [_checks(experiment, wiring, asset, gates.get(asset, [])) for asset in dict.fromkeys([*gates, *made])]
 
 
 def refuse_unpromotable(experiment: Experiment, iteration: int) -> None:
@@ -75,9 +81,9 @@ def refuse_unpromotable(experiment: Experiment, iteration: int) -> None:
                 )
 
 
-def _checks(experiment: Experiment, asset: str, gates: Sequence[Gate]) -> dg.AssetChecksDefinition:
+def _checks(experiment: Experiment, wiring: Wiring, asset: str, gates: Sequence[Gate]) -> dg.AssetChecksDefinition:
     key = experiment.key(asset)
-    partitions = None if asset in UNPARTITIONED_ASSETS else experiment.iterations
+    partitions = None if wiring.partitions[key] is None else experiment.iterations
     with warnings.catch_warnings():
         # Preview in Dagster 1.13, and chosen knowingly: without it the UI shows the verdict of the last iteration only.
         warnings.simplefilter("ignore", dg.PreviewWarning)
@@ -91,6 +97,15 @@ def _checks(experiment: Experiment, asset: str, gates: Sequence[Gate]) -> dg.Ass
             )
             for gate in gates
         ]
+        if wiring.parents[key]:
+            specs.append(
+                dg.AssetCheckSpec(
+                    IS_CURRENT,
+                    asset=key,
+                    description="It is made of its inputs and settings as they are now; says which of them moved.",
+                    partitions_def=partitions,
+                )
+            )
 
     @dg.multi_asset_check(name=f"{experiment.name}__{asset}__checks", specs=specs, can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext) -> Iterable[dg.AssetCheckResult]:
@@ -98,19 +113,38 @@ def _checks(experiment: Experiment, asset: str, gates: Sequence[Gate]) -> dg.Ass
         wanted = {selected.name for selected in context.selected_asset_check_keys}
         for gate in gates:
             if gate.name in wanted:
-                yield _result(key, gate, clear_failures(gate.judge)(partition), context.log.warning)
+                verdict = clear_failures(gate.judge)(partition)
+                yield _result(key, gate.name, gate.level, verdict, context.log.warning)
+        if IS_CURRENT in wanted:
+            place = (key, context.partition_key if context.has_partition_key else None)
+            verdict = is_current(Situation(Events(context.instance, wiring), frozenset()), place)
+            yield _result(key, IS_CURRENT, "warning", verdict, context.log.warning)
 
     return checks
 
 
-def _result(key: dg.AssetKey, gate: Gate, verdict: Verdict, warn: Callable[[str], None]) -> dg.AssetCheckResult:
+def is_current(situation: Situation, place: Place) -> Verdict:
+    """Nothing that the partition is made of has moved since, nor anything above it, in earlier iterations too."""
+    cause = situation.cause(place)
+    if cause is None:
+        return Verdict(True, f"{name_of(place)} is made of its inputs and settings as they are now", {"moved": 0})
+    moved = situation.moved(cause)
+    text = f"moved since {name_of(cause)} was made: {', '.join(moved)}"
+    if cause != place:
+        text += f"; {name_of(place)} builds on it"
+    return Verdict(False, text, {"moved": len(moved)})
+
+
+def _result(
+    key: dg.AssetKey, name: str, level: Level, verdict: Verdict, warn: Callable[[str], None]
+) -> dg.AssetCheckResult:
     if not verdict.passed:
-        warn(f"{gate.name}: {verdict.explanation}")
+        warn(f"{name}: {verdict.explanation}")
     return dg.AssetCheckResult(
         passed=verdict.passed,
         asset_key=key,
-        check_name=gate.name,
-        severity=dg.AssetCheckSeverity.WARN if gate.level == "warning" else dg.AssetCheckSeverity.ERROR,
+        check_name=name,
+        severity=dg.AssetCheckSeverity.WARN if level == "warning" else dg.AssetCheckSeverity.ERROR,
         description=verdict.explanation,
         metadata=dict(verdict.figures),
     )

@@ -91,7 +91,6 @@ class Experiment:
         inputs: Sequence[str] = (),
         deps: Sequence[str | dg.AssetDep] = (),
         partitioned: bool = True,
-        automation_condition: dg.AutomationCondition[Any] | None = None,
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """``@dg.asset`` with what all assets of an experiment have in common.
 
@@ -116,7 +115,6 @@ class Experiment:
                 ins={table: dg.AssetIn(key=self.key(table)) for table in inputs},
                 deps=[self.key(dep) if isinstance(dep, str) else dep for dep in deps],
                 partitions_def=self.iterations if partitioned else None,
-                automation_condition=automation_condition,
             )(clear_failures(function))
 
         return decorate

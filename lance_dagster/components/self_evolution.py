@@ -11,9 +11,11 @@ from pydantic.json_schema import JsonSchemaValue
 from lance_dagster.components.automation import experiment_jobs
 from lance_dagster.components.checks import experiment_checks
 from lance_dagster.components.construction_assets import construction_assets
-from lance_dagster.components.evaluation_assets import evaluation_assets
+from lance_dagster.components.evaluation_assets import evaluation_assets, evolution_report_asset
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.parquet_io import ParquetIOManager
+from lance_dagster.components.propagation import REPORT, propagating, propagation_sensors
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.components.training_assets import training_assets
 from lance_dagster.errors import SettingsError
 from lance_dagster.settings import EvolutionSettings, Section, parse_settings
@@ -71,10 +73,15 @@ class SelfEvolution(dg.Component):
 
 
 def experiment_definitions(experiment: Experiment) -> dg.Definitions:
-    """Assets, their checks, jobs and the IO manager of one experiment."""
+    """Assets, their checks, jobs, schedules, sensors and the IO manager of one experiment."""
+    assets = [*construction_assets(experiment), *training_assets(experiment), *evaluation_assets(experiment)]
+    rejoined = {experiment.key("promoted_checkpoint"): experiment.key("dpo_checkpoint")}
+    assets.append(evolution_report_asset(experiment, Wiring.of(assets, rejoined)))
+    wiring = Wiring.of(assets, rejoined)
     return dg.Definitions(
-        assets=[*construction_assets(experiment), *training_assets(experiment), *evaluation_assets(experiment)],
-        asset_checks=experiment_checks(experiment),
+        assets=propagating(assets, wiring, experiment.key(REPORT)),
+        asset_checks=experiment_checks(experiment, wiring),
         jobs=experiment_jobs(experiment),
+        sensors=propagation_sensors(experiment),
         resources={experiment.io_manager_key: ParquetIOManager(base_path=experiment.store.base)},
     )

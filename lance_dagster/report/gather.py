@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lance_dagster.prompts.prompt_sets import PromptSet
 from lance_dagster.report.summary import IterationTables, Summary, build_summary
 from lance_dagster.settings import EvolutionSettings
@@ -11,15 +13,17 @@ from lance_dagster.storage.tables import read_table
 _TABLES = ("reviewed_seed", "candidate_ledger", "sft_set", "preference_set", "eval_scores", "drift")
 
 
-def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet) -> Summary:
-    """The summary over the baseline scores and all complete iterations, oldest first.
+def gather(
+    store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet, remarks: Sequence[str] = ()
+) -> Summary:
+    """The summary over the baseline scores and all complete iterations, oldest first. ``remarks`` follow its notes.
 
     Raises ArtifactError while there are no baseline scores.
     """
     baseline = read_table(store.table("baseline_scores"))
     found = [_iteration(store, iteration) for iteration in range(settings.iterations)]
     complete = [tables for tables in found if tables is not None]
-    return build_summary(store.experiment, settings.method, baseline, complete, _notes(settings, prompts))
+    return build_summary(store.experiment, settings.method, baseline, complete, [*_notes(settings, prompts), *remarks])
 
 
 def _iteration(store: ExperimentStore, iteration: int) -> IterationTables | None:

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from lance_dagster.components.checks import experiment_checks, gates_of
+from lance_dagster.components.checks import IS_CURRENT, gates_of
 from lance_dagster.storage.tables import write_table
 from lance_dagster_tests.loop.test_faults import SEEDS, copy_of
 from lance_dagster_tests.tiny import Tiny, tiny_experiment
@@ -43,6 +43,10 @@ LEVELS = {
 }
 
 
+def checks_of(tiny: Tiny) -> list[dg.AssetChecksDefinition]:
+    return [each for each in tiny.definitions.asset_checks or () if isinstance(each, dg.AssetChecksDefinition)]
+
+
 def evaluations(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], Any]:
     """Evaluations of a run by asset and check."""
     return {(each.asset_key.path[-1], each.check_name): each for each in result.get_asset_check_evaluations()}
@@ -53,15 +57,16 @@ def test_a_gate_blocks_only_where_training_or_promoting_would_be_harm(tmp_path: 
     assert {asset: {gate.name: gate.level for gate in gates} for asset, gates in gates_of(tiny.experiment).items()} == (
         LEVELS
     )
-    specs = {
-        (spec.asset_key.path[-1], spec.name): spec
-        for each in experiment_checks(tiny.experiment)
-        for spec in each.check_specs
-    }
+    specs = {(spec.asset_key.path[-1], spec.name): spec for each in checks_of(tiny) for spec in each.check_specs}
     for asset, gates in LEVELS.items():
         for name, level in gates.items():
             assert specs[asset, name].blocking is (level == BLOCKS), (asset, name)
             assert specs[asset, name].description
+    current = {asset for asset, name in specs if name == IS_CURRENT}
+    assert current == {key.path[-1] for key, parents in _parents(tiny).items() if parents}, (
+        "every asset that is made of others says whether it is current"
+    )
+    assert not any(spec.blocking for (_, name), spec in specs.items() if name == IS_CURRENT)
 
 
 def test_contamination_only_warns_where_the_experiment_does_not_filter_it(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ def test_pairs_of_the_same_text_are_found_in_the_stored_set(evolved: Tiny, tmp_p
 def test_a_check_of_an_artifact_that_is_not_there_fails_with_the_next_step(evolved: Tiny, tmp_path: Path) -> None:
     tiny = copy_of(evolved, tmp_path)
     shutil.rmtree(str(tiny.experiment.store.folder / "candidate_ledger"))
-    keys = [spec.key for each in experiment_checks(tiny.experiment) for spec in each.check_specs]
+    keys = [spec.key for each in checks_of(tiny) for spec in each.check_specs]
     chosen = [key for key in keys if key.asset_key.path[-1] == "candidate_ledger"]
     job = dg.define_asset_job("only_checks", dg.AssetSelection.checks(*chosen))
     definitions = dg.Definitions.merge(tiny.definitions, dg.Definitions(jobs=[job]))
@@ -158,6 +163,11 @@ def test_a_check_of_an_artifact_that_is_not_there_fails_with_the_next_step(evolv
     assert not result.success
     failed = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert "materialise the asset that writes it first" in str(failed[0].user_failure_data.description)
+
+
+def _parents(tiny: Tiny) -> dict[dg.AssetKey, set[dg.AssetKey]]:
+    graph = tiny.definitions.resolve_asset_graph()
+    return {key: set(graph.get(key).parent_keys) for key in graph.get_all_asset_keys()}
 
 
 def _materialised(result: dg.ExecuteInProcessResult) -> set[dg.AssetKey]:

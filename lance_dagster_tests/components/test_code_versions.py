@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lance_dagster.components.construction_assets import construction_assets
-from lance_dagster.components.evaluation_assets import evaluation_assets
+from lance_dagster.components.evaluation_assets import evaluation_assets, evolution_report_asset
 from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.settings import parse_settings
 from lance_dagster_tests.tiny import REPOSITORY, tiny_settings
 
@@ -24,7 +25,8 @@ SYSTEM_PROMPT = {*GENERATING, "sft_set", "preference_set", "baseline_scores", "d
 def versions(settings: Mapping[str, Any], root: Path) -> dict[str, str | None]:
     """Code version by asset, of the assets that make and measure data."""
     experiment = Experiment("tiny", parse_settings(dict(settings)), root)
-    assets = [*construction_assets(experiment), *evaluation_assets(experiment)]
+    report = evolution_report_asset(experiment, Wiring.of([], {}))
+    assets = [*construction_assets(experiment), *evaluation_assets(experiment), report]
     return {spec.key.path[-1]: spec.code_version for asset in assets for spec in asset.specs}
 
 

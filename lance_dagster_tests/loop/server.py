@@ -36,6 +36,9 @@ defs = dg.Definitions.merge(
 """
 
 
+_REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "tiny"}
+
+
 @dataclass(frozen=True)
 class Server:
     """Where the web server listens and where its files lie."""
@@ -76,6 +79,49 @@ class Server:
             filter={"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         )["runsOrError"]["results"]
         return sorted(answer, key=lambda run: run["startTime"] or float("inf"))
+
+    def reload(self) -> None:
+        """Load the definitions anew, as the UI's button does."""
+        answer = self.query(
+            """mutation { reloadRepositoryLocation(repositoryLocationName: "tiny") { __typename
+                 ... on WorkspaceLocationEntry { loadStatus locationOrLoadError { __typename
+                   ... on PythonError { message } } } } }"""
+        )["reloadRepositoryLocation"]
+        assert answer["locationOrLoadError"]["__typename"] == "RepositoryLocation", answer
+
+    def start_sensor(self, name: str) -> None:
+        """Switch a sensor on."""
+        answer = self.query(
+            """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename
+                 ... on Sensor { sensorState { status } } } }""",
+            selector={"sensorName": name, **_REPOSITORY},
+        )["startSensor"]
+        assert answer["sensorState"]["status"] == "RUNNING", answer
+
+    def ticks(self, sensor: str) -> list[dict[str, Any]]:
+        """Finished ticks of a sensor, newest first."""
+        answer = self.query(
+            """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) { ... on Sensor {
+                 sensorState { ticks(limit: 100) { status timestamp endTimestamp error { message } } } } } }""",
+            selector={"sensorName": sensor, **_REPOSITORY},
+        )["sensorOrError"]["sensorState"]["ticks"]
+        return [tick for tick in answer if tick["status"] != "STARTED"]
+
+    def wait_for_rest(self, sensor: str, seconds: float, ticks: int = 4) -> None:
+        """Wait until a sensor looked ``ticks`` times in a row without any run going on or being requested."""
+        rest: list[float] = []
+
+        def resting() -> bool | None:
+            newest = self.ticks(sensor)
+            assert not newest or newest[0]["status"] != "FAILURE", newest[0]
+            busy = [run for run in self.runs() if run["status"] in ("QUEUED", "NOT_STARTED", "STARTING", "STARTED")]
+            if busy or (newest and newest[0]["status"] == "SUCCESS"):
+                rest.clear()
+            elif newest and newest[0]["timestamp"] not in rest:
+                rest.append(newest[0]["timestamp"])
+            return True if len(rest) >= ticks else None
+
+        wait_until(resting, seconds, f"{sensor} did not come to rest")
 
     def wait_for_backfill(self, backfill: str, seconds: float) -> str:
         """Wait until a backfill ends; returns its status."""
