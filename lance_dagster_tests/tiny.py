@@ -15,6 +15,7 @@ import yaml
 from lance_dagster.components.console import console_logger
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.self_evolution import experiment_definitions
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.settings import parse_settings
 from lance_dagster.storage.tables import read_table
 
@@ -60,6 +61,12 @@ class Tiny:
     experiment: Experiment
     definitions: dg.Definitions
     instance: dg.DagsterInstance
+
+    @property
+    def wiring(self) -> Wiring:
+        """The edges of the experiment, as automation and checks know them."""
+        rejoined = {self.experiment.key("promoted_checkpoint"): self.experiment.key("dpo_checkpoint")}
+        return Wiring.of(self.definitions.assets or (), rejoined)  # type: ignore[arg-type]
 
     def run(self, job: str, partition: str | None = None, select: list[str] | None = None) -> dg.ExecuteInProcessResult:
         """Run ``setup``, ``one_iteration`` or ``report``, or only some of its assets; failures are returned."""

@@ -299,15 +299,12 @@ class Situation:
 
 def outdated_iterations(situation: Situation) -> list[str]:
     """One line per iteration that is out of date, with what moved first: nothing above it is out of date itself."""
-    wiring = situation.events.wiring
     causes: dict[str, list[str]] = {}
-    for asset, keys in wiring.partitions.items():
+    for asset, keys in situation.events.wiring.partitions.items():
         for place in situation.outdated(asset) if keys is not None else []:
             cause = situation.cause(place)
             if cause is not None:
-                line = f"{', '.join(situation.moved(cause))} of {name_of(cause)}"
+                line = f"{', '.join(situation.moved(cause))} changed after {name_of(cause)} was made"
                 causes.setdefault(str(place[1]), []).append(line)
-    return [
-        f"Iteration {key} is out of date: {'; '.join(dict.fromkeys(lines))} moved."
-        for key, lines in sorted(causes.items())
-    ]
+    first = {key: "; ".join(dict.fromkeys(lines)) for key, lines in sorted(causes.items())}
+    return [f"Iteration {key} is out of date: {lines}." for key, lines in first.items()]

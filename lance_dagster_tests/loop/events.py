@@ -29,14 +29,14 @@ def with_served_history(evolved: Tiny, home: Path) -> None:
     (home / "history").rename(home / "data/dagster/storage")
 
 
-def opened(root: Path, **changes: Mapping[str, Any] | int | str) -> Tiny:
+def opened(root: Path, storage: str = "dagster", **changes: Mapping[str, Any] | int | str) -> Tiny:
     """The experiment under ``root`` with its history, under changed settings: what reloading the YAML does."""
     experiment = Experiment("tiny", parse_settings(tiny_settings(root, **changes)), root)
     definitions = dg.Definitions.merge(
         experiment_definitions(experiment),
         dg.Definitions(executor=dg.in_process_executor, loggers={"console": console_logger}),
     )
-    return Tiny(experiment, definitions, dg.DagsterInstance.local_temp(str(root / "dagster")))
+    return Tiny(experiment, definitions, dg.DagsterInstance.local_temp(str(root / storage)))
 
 
 def latest_tags(instance: dg.DagsterInstance, asset: str, partition: str | None) -> Mapping[str, str]:
@@ -51,9 +51,14 @@ def latest_tags(instance: dg.DagsterInstance, asset: str, partition: str | None)
     return materialization.tags
 
 
-def report_content(instance: dg.DagsterInstance, asset: str, partition: str | None, version: str) -> None:
-    """Report that an artifact now has this digest, all else as it was. dpo_checkpoint reports its promotion too."""
-    assets = [asset, "promoted_checkpoint"] if asset == "dpo_checkpoint" else [asset]
+def report_content(
+    instance: dg.DagsterInstance, asset: str, partition: str | None, version: str, alone: bool = False
+) -> None:
+    """Report that an artifact now has this digest, all else as it was.
+
+    dpo_checkpoint reports its promotion too, unless ``alone``.
+    """
+    assets = [asset, "promoted_checkpoint"] if asset == "dpo_checkpoint" and not alone else [asset]
     for name in assets:
         kind = dg.AssetObservation if name == "promoted_checkpoint" else dg.AssetMaterialization
         tags = {**latest_tags(instance, name, partition), "dagster/data_version": version}
