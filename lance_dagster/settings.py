@@ -283,10 +283,29 @@ class GateSettings(Section):
     )
 
 
+def _cron(text: str) -> str:
+    """Five fields, as Dagster's schedules take them; the fields themselves are checked when the schedule is built."""
+    if len(text.split()) != 5:
+        raise ValueError("a cron schedule has five fields: minute, hour, day of month, month, day of week")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
 class AutomationSettings(Section):
     """Sensors and schedules of the experiment. All are stopped until somebody starts them in the web UI."""
 
     interval_seconds: int = Field(15, ge=1, description="the sensors look this often")
+    next_iteration_cron: Cron = Field("0 2 * * *", description="when the next missing iteration is requested")
+    refresh_window_cron: Cron = Field("0 3 * * 0", description="when the iterations of the window are made again")
+    refresh_from: int = Field(0, ge=0, lt=MAX_ITERATIONS, description="first iteration of that window")
+    campaign_until: int | None = Field(
+        None, ge=0, lt=MAX_ITERATIONS, description="the campaign sensor stops after this iteration; the last if unset"
+    )
+    seed_settle_seconds: float = Field(
+        5.0, ge=0.0, description="seed files that were changed more recently are left alone: they may be half written"
+    )
 
 
 class EvolutionSettings(Section):

@@ -11,6 +11,7 @@ from pydantic.json_schema import JsonSchemaValue
 from lance_dagster.components.automation import experiment_jobs
 from lance_dagster.components.checks import experiment_checks
 from lance_dagster.components.construction_assets import construction_assets
+from lance_dagster.components.driving import driving_sensors, experiment_schedules
 from lance_dagster.components.evaluation_assets import evaluation_assets, evolution_report_asset
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.parquet_io import ParquetIOManager
@@ -82,6 +83,7 @@ def experiment_definitions(experiment: Experiment) -> dg.Definitions:
         assets=propagating(assets, wiring, experiment.key(REPORT)),
         asset_checks=experiment_checks(experiment, wiring),
         jobs=experiment_jobs(experiment),
-        sensors=propagation_sensors(experiment),
+        schedules=experiment_schedules(experiment),
+        sensors=[*propagation_sensors(experiment), *driving_sensors(experiment)],
         resources={experiment.io_manager_key: ParquetIOManager(base_path=experiment.store.base)},
     )
