@@ -39,10 +39,12 @@ def refuse_after_failed_iteration(context: dg.AssetExecutionContext, experiment:
         return
     failed: dg.DagsterRun | None = None
     for earlier in reversed(range(iteration)):
-        run = _newest_run(context.instance, family, iteration_key(earlier))
-        if run is None or run.status == dg.DagsterRunStatus.SUCCESS:
+        record = _newest_run(context.instance, family, iteration_key(earlier))
+        if record is None or record.dagster_run.status == dg.DagsterRunStatus.SUCCESS:
             break
-        failed = run
+        if _made_since(context.instance, dg.AssetKey([experiment, "dpo_checkpoint"]), iteration_key(earlier), record):
+            break  # by re-executing that run, or by another run that somebody started
+        failed = record.dagster_run
     if failed is not None:
         cause = failed.tags[_PARTITION_TAG]
         raise ArtifactError(
@@ -53,15 +55,20 @@ def refuse_after_failed_iteration(context: dg.AssetExecutionContext, experiment:
         )
 
 
-def _newest_run(instance: dg.DagsterInstance, family: str, partition: str) -> dg.DagsterRun | None:
+def _newest_run(instance: dg.DagsterInstance, family: str, partition: str) -> dg.RunRecord | None:
     """The newest run of an iteration among a backfill and those that re-execute it, or in a schedule's window."""
     records = [
         record
         for name in (_BACKFILL_TAG, _ROOT_BACKFILL_TAG, WINDOW_TAG)
         for record in instance.get_run_records(dg.RunsFilter(tags={name: family, _PARTITION_TAG: partition}), limit=1)
     ]
-    newest = max(records, key=lambda record: record.create_timestamp, default=None)
-    return None if newest is None else newest.dagster_run
+    return max(records, key=lambda record: record.create_timestamp, default=None)
+
+
+def _made_since(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str, run: dg.RunRecord) -> bool:
+    """The iteration's model was made after this run of it was created."""
+    made = instance.fetch_materializations(dg.AssetRecordsFilter(asset, [partition]), limit=1).records
+    return bool(made) and made[0].timestamp > run.create_timestamp.timestamp()
 
 
 def loop_assets(experiment: Experiment) -> dg.AssetSelection:

@@ -70,6 +70,68 @@ class Server:
         assert answer["__typename"] == "LaunchBackfillSuccess", answer
         return str(answer["backfillId"])
 
+    def reexecute_backfill(self, backfill: str) -> str:
+        """Re-execute a backfill from failure, as the UI's button does; returns the id of the new one."""
+        answer = self.query(
+            """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $params) {
+                 __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+            params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
+        )["reexecutePartitionBackfill"]
+        assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        return str(answer["backfillId"])
+
+    def launch(self, job: str, partition: str) -> str:
+        """Launch a job for a partition; returns the id of the run."""
+        answer = self.query(
+            """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+                 ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            params={
+                "selector": {"pipelineName": job, **_REPOSITORY},
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+                "runConfigData": {},
+            },
+        )["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def reexecute(self, run: str) -> str:
+        """Re-execute a run from failure; returns the id of the new one."""
+        answer = self.query(
+            """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) { __typename
+                 ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            params={"parentRunId": run, "strategy": "FROM_FAILURE"},
+        )["launchRunReexecution"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def terminate(self, run: str) -> None:
+        """Ask a run to stop, as the UI's button does."""
+        answer = self.query(
+            """mutation($id: String!) { terminateRun(runId: $id) { __typename } }""",
+            id=run,
+        )["terminateRun"]
+        assert answer["__typename"] == "TerminateRunSuccess", answer
+
+    def messages(self, run: str) -> list[str]:
+        """What a run logged, and the descriptions of its failures."""
+        answer = self.query(
+            """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
+                 ... on MessageEvent { message }
+                 ... on ExecutionStepFailureEvent { failureMetadata { description } } } } } }""",
+            id=run,
+        )["logsForRun"]["events"]
+        return [json.dumps(event) for event in answer]
+
+    def wait_for_run(self, run: str, seconds: float) -> str:
+        """Wait until a run ends; returns its status."""
+
+        def status() -> str | None:
+            answer = self.query("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run)
+            value = str(answer["runOrError"]["status"])
+            return value if value in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+        return str(wait_until(status, seconds, f"run {run} did not end"))
+
     def runs(self, **tags: str) -> list[dict[str, Any]]:
         """Runs with all of these tags (underscores stand for slashes' second part), oldest first."""
         answer = self.query(
