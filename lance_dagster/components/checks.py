@@ -17,7 +17,7 @@ import dagster as dg
 from lance_dagster.components.experiment import Experiment, clear_failures
 from lance_dagster.components.staleness import Events, Place, Situation, Wiring, name_of
 from lance_dagster.construction.filters.contamination import EvaluationQuestions
-from lance_dagster.errors import ArtifactError
+from lance_dagster.errors import ArtifactError, EvaluationError
 from lance_dagster.gates import checkpoints, scores, tables
 from lance_dagster.gates.verdict import Verdict
 from lance_dagster.report.scores import BASELINE_STAGES, LOOP_STAGES, ScoreRow, score_rows
@@ -291,15 +291,22 @@ def _score_gates(experiment: Experiment) -> list[Gate]:
     store = experiment.store
 
     def complete(key: str) -> Verdict:
-        baseline, own = read_table(store.table("baseline_scores")), read_table(store.table("eval_scores", key))
+        own = read_table(store.table("eval_scores", key))
+        try:
+            baseline = read_table(store.table("baseline_scores"))
+        except ArtifactError as error:
+            return Verdict(False, f"not compared with the baseline: {error}")
         return scores.scores_complete(baseline, [(int(key), own)], LOOP_STAGES)
 
     def against(pick: Callable[[Sequence[ScoreRow], int], ScoreRow]) -> Callable[[str], Verdict]:
         def judge(key: str) -> Verdict:
             iteration = int(key)
             read = [iteration] if iteration == 0 else [iteration - 1, iteration]
-            found = [(each, read_table(store.table("eval_scores", iteration_key(each)))) for each in read]
-            rows, floor = score_rows(read_table(store.table("baseline_scores")), found)
+            try:
+                found = [(each, read_table(store.table("eval_scores", iteration_key(each)))) for each in read]
+                rows, floor = score_rows(read_table(store.table("baseline_scores")), found)
+            except (ArtifactError, EvaluationError) as error:
+                return Verdict(False, f"not compared: {error}")
             return scores.not_worse(_promoted(rows, iteration), pick(rows, iteration), floor, most)
 
         return judge

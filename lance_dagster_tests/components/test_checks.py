@@ -150,6 +150,16 @@ def test_pairs_of_the_same_text_are_found_in_the_stored_set(evolved: Tiny, tmp_p
     assert not verdicts["sides_differ"].passed and verdicts["no_evaluation_item"].passed
 
 
+def test_scores_that_cannot_be_compared_are_said_to_be_so_and_stop_nothing(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = copy_of(evolved, tmp_path)
+    tiny.experiment.store.table("baseline_scores").unlink()
+    for gate in gates_of(tiny.experiment)["eval_scores"]:
+        verdict = gate.judge("001")
+        assert not verdict.passed and "not compared" in verdict.explanation
+        assert "baseline_scores.parquet; materialise the asset" in verdict.explanation
+        assert gate.level != BLOCKS
+
+
 def test_a_check_of_an_artifact_that_is_not_there_fails_with_the_next_step(evolved: Tiny, tmp_path: Path) -> None:
     tiny = copy_of(evolved, tmp_path)
     shutil.rmtree(str(tiny.experiment.store.folder / "candidate_ledger"))
