@@ -11,6 +11,13 @@ from lance_dagster.storage.experiment_store import iteration_key
 _BACKFILL_TAG, _PARTITION_TAG = "dagster/backfill", "dagster/partition"
 _ROOT_BACKFILL_TAG = "dagster/root_backfill_id"  # of backfills that re-execute another one
 WINDOW_TAG = "lance/window"  # shared by the runs that one tick of a schedule requested
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 SETUP_ASSETS = ("seed_instructions", "seed_reviews", "base_checkpoint", "initial_checkpoint", "baseline_scores")
 STAGES = {
     "construct_data": (

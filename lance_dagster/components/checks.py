@@ -117,7 +117,7 @@ def _checks(experiment: Experiment, wiring: Wiring, asset: str, gates: Sequence[
                 yield _result(key, gate.name, gate.level, verdict, context.log.warning)
         if IS_CURRENT in wanted:
             place = (key, context.partition_key if context.has_partition_key else None)
-            verdict = is_current(Situation(Events(context.instance, wiring), frozenset()), place)
+            verdict = is_current(Situation(Events(context.instance, wiring)), place)
             yield _result(key, IS_CURRENT, "warning", verdict, context.log.warning)
 
     return checks

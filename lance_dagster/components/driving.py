@@ -11,18 +11,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from lance_dagster.components.automation import WINDOW_TAG, loop_assets
+from lance_dagster.components.automation import UNFINISHED, WINDOW_TAG, loop_assets
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.storage.experiment_store import iteration_key
 from lance_dagster.storage.files import json_digest
 
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 _BACKFILL, _PARTITION = "dagster/backfill", "dagster/partition"
 
 

@@ -187,7 +187,7 @@ def evolution_report_asset(experiment: Experiment, wiring: Wiring) -> dg.AssetsD
         "report.json.",
     )
     def evolution_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        outdated = outdated_iterations(Situation(Events(context.instance, wiring), frozenset()))
+        outdated = outdated_iterations(Situation(Events(context.instance, wiring)))
         summary = gather(experiment.store, experiment.settings, experiment.prompts, outdated)
         files = write_report(experiment.store.folder, summary)
         context.log.info(f"report over {len(summary.funnels)} iterations: {files.html}")

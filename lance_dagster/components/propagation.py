@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import dagster as dg
 
+from lance_dagster.components.automation import UNFINISHED
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.staleness import Events, Place, Situation, Wiring
 
@@ -26,7 +27,7 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
 
     A partition is requested once for what it would start from: if that run fails or is cancelled, nothing is requested
     again until an input or a setting changes, or somebody runs it. Artifacts behind a failed blocking check are not
-    requested.
+    requested; what a run made counts when the run has ended, its checks included.
     """
 
     def __init__(self, wiring: Wiring, due: Callable[[Situation, dg.AssetKey], list[Place]] = Situation.ready) -> None:
@@ -77,20 +78,22 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
         view = context.asset_graph_view
         of_tick = _SITUATIONS.setdefault(view, {})
         if id(self) not in of_tick:
-            busy: set[Place] = set()
+            making: set[Place] = set()
             for asset in self._wiring.parents:
                 if asset in self._wiring.rejoined:
                     continue
                 everything = view.get_full_subset(key=asset)
-                for making in (
+                for subset in (
                     await view.compute_run_in_progress_subset(key=asset, from_subset=everything),
                     await view.compute_backfill_in_progress_subset(key=asset, from_subset=everything),
                 ):
-                    if making.is_partitioned:
-                        busy |= {(asset, key) for key in making.expensively_compute_partition_keys()}
-                    elif not making.is_empty:
-                        busy.add((asset, None))
-            of_tick[id(self)] = Situation(Events(view.instance, self._wiring), frozenset(busy))
+                    if subset.is_partitioned:
+                        making |= {(asset, key) for key in subset.expensively_compute_partition_keys()}
+                    elif not subset.is_empty:
+                        making.add((asset, None))
+            unfinished = view.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+            runs = frozenset(run.run_id for run in unfinished)
+            of_tick[id(self)] = Situation(Events(view.instance, self._wiring), frozenset(making), runs)
         return of_tick[id(self)]
 
 

@@ -89,6 +89,7 @@ class Event(NamedTuple):
     version: str
     code_version: str | None
     pointers: Mapping[str, int | None]
+    run: str
 
 
 class _Memory(NamedTuple):
@@ -168,17 +169,17 @@ class Events:
         found = []
         for record in fetch(wanted, limit=limit).records:
             happened = record.asset_observation if observed else record.asset_materialization
-            found.append(_event(record.storage_id, happened.tags if happened and happened.tags else {}))
+            found.append(_event(record.storage_id, record.run_id, happened.tags if happened and happened.tags else {}))
         return found
 
 
-def _event(storage_id: int, tags: Mapping[str, str]) -> Event:
+def _event(storage_id: int, run: str, tags: Mapping[str, str]) -> Event:
     pointers = {
         name.removeprefix(_POINTER): None if value == "NULL" else int(value)
         for name, value in tags.items()
         if name.startswith(_POINTER)
     }
-    return Event(storage_id, tags.get(_DATA, ""), tags.get(_CODE), pointers)
+    return Event(storage_id, tags.get(_DATA, ""), tags.get(_CODE), pointers, run)
 
 
 def moved_inputs(events: Events, place: Place) -> list[str]:
@@ -209,13 +210,22 @@ def name_of(place: Place) -> str:
 
 @dataclass(frozen=True)
 class Situation:
-    """An experiment at one moment: what is out of date, and what waits for something that is."""
+    """An experiment at one moment: what is out of date, and what waits for something that is.
+
+    ``making`` are partitions that a run or backfill has still to make, ``unfinished`` the runs that go on.
+    """
 
     events: Events
-    busy: frozenset[Place]
+    making: frozenset[Place] = frozenset()
+    unfinished: frozenset[str] = frozenset()
     _moved: dict[Place, list[str]] = field(default_factory=dict)
     _waits: dict[Place, bool] = field(default_factory=dict)
     _first: dict[Place, Place | None] = field(default_factory=dict)
+
+    def busy(self, place: Place) -> bool:
+        """The partition is being made, or the run that made it has not ended: its checks may be still to come."""
+        newest = self.events.latest(place)
+        return place in self.making or (newest is not None and newest.run in self.unfinished)
 
     def moved(self, place: Place) -> list[str]:
         """``moved_inputs`` of a partition."""
@@ -227,7 +237,7 @@ class Situation:
         """Something that the partition is made of, however far up and in earlier iterations too, will change or may."""
         if place not in self._waits:
             self._waits[place] = any(
-                each in self.busy or bool(self.moved(each)) or self.waits(each) for each in self._above(place)
+                self.busy(each) or bool(self.moved(each)) or self.waits(each) for each in self._above(place)
             )
         return self._waits[place]
 
@@ -263,7 +273,7 @@ class Situation:
         return [
             place
             for place in self.events.wiring.places(asset)
-            if place not in self.busy and self.moved(place) and not self.waits(place)
+            if not self.busy(place) and self.moved(place) and not self.waits(place)
         ]
 
     def report_due(self, report: dg.AssetKey) -> list[Place]:
@@ -275,10 +285,10 @@ class Situation:
         inputs = self.events.wiring.inputs(place)
         evaluated: dict[str | None, set[bool]] = {}
         for each in inputs:
-            evaluated.setdefault(each[1], set()).add(each in self.busy)
+            evaluated.setdefault(each[1], set()).add(each in self.making)
         half_made = any(len(busy) > 1 for busy in evaluated.values())
         found = {each[0] for each in inputs if self.events.latest(each) is not None}
-        if place in self.busy or half_made or found != set(self.events.wiring.parents[report]):
+        if self.busy(place) or half_made or found != set(self.events.wiring.parents[report]):
             return []
         return [place] if self.events.latest(place) is None or self.moved(place) else []
 

@@ -139,6 +139,33 @@ def test_what_lies_behind_a_failed_blocking_check_is_not_requested(root: Path) -
     assert tick(tiny)[0] == [("dpo_checkpoint", "000")]
 
 
+def test_what_a_run_made_counts_when_the_run_has_ended(root: Path) -> None:
+    tiny = opened(root)
+    key, iterations = tiny.experiment.key, tiny.experiment.iterations
+    parents = [key(name) for name in ("policy_model", "reviewed_seed", "candidate_ledger")]
+    found: list[Requests] = []
+
+    @dg.asset(
+        key=key("preference_set"),
+        deps=parents,
+        partitions_def=iterations,
+        code_version=tiny.wiring.code_versions[key("preference_set")],
+    )
+    def preference_set() -> dg.MaterializeResult[None]:
+        return dg.MaterializeResult(data_version=dg.DataVersion("other pairs"))
+
+    @dg.asset(deps=[preference_set], partitions_def=iterations)
+    def later_in_the_same_run() -> None:
+        found.append(tick(tiny)[0])
+
+    sources = [dg.AssetSpec(parent, partitions_def=iterations) for parent in parents]
+    assert dg.materialize(
+        [*sources, preference_set, later_in_the_same_run], partition_key="000", instance=tiny.instance
+    ).success
+    assert found == [[]], "the checks of the run may be still to come"
+    assert tick(tiny)[0] == [("dpo_checkpoint", "000")]
+
+
 def judged(tiny: Tiny, asset: str, check: str, partition: str) -> bool:
     """Run one check alone, as from the web UI."""
     key = dg.AssetCheckKey(tiny.experiment.key(asset), check)

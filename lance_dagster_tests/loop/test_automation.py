@@ -39,13 +39,13 @@ def test_a_finished_backfill_is_followed_by_no_run_and_one_change_by_exactly_one
         backfill = server.backfill(LOOP, ["000", "001"])
         server.start_sensor("tiny_changes")
         assert server.wait_for_backfill(backfill, 600) == "COMPLETED_SUCCESS"
-        server.wait_for_rest("tiny_changes", 200)
+        server.wait_for_rest("tiny_changes", 300)
         assert requested(server) == [], "the backfill had consumed every change itself"
 
         (tmp_path / "settings.json").write_text(json.dumps(settings_with(tmp_path, 3e-4)))
         server.reload()  # the web server at once; the daemon loads its own copy anew every minute
-        wait_until(lambda: server.runs(**{"lance/sensor": "changes"}) or None, 200, "the change was not noticed")
-        server.wait_for_rest("tiny_changes", 900)
+        wait_until(lambda: server.runs(**{"lance/sensor": "changes"}) or None, 300, "the change was not noticed")
+        server.wait_for_rest("tiny_changes", 1800)
         wave = requested(server)
         expected = {("dpo_checkpoint", "000"), ("eval_scores", "000"), ("drift", "000")} | {(a, "001") for a in LOOP}
         assert set(wave) == expected

@@ -71,7 +71,7 @@ def name(place: Place) -> str:
 
 
 def situation(tiny: Tiny) -> Situation:
-    return Situation(Events(tiny.instance, tiny.wiring), frozenset())
+    return Situation(Events(tiny.instance, tiny.wiring))
 
 
 def shown(server: Server) -> dict[str, str]:
