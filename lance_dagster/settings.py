@@ -9,9 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lance_dagster.errors import SettingsError
 
@@ -308,6 +317,13 @@ class AutomationSettings(Section):
     )
 
 
+class BranchSettings(Section):
+    """Another experiment, and the last of its iterations that this one shares."""
+
+    experiment: Text = Field(description="the other experiment's name", examples=["mini"])
+    iteration: int = Field(ge=0, lt=MAX_ITERATIONS, description="its last shared iteration", examples=[1])
+
+
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
@@ -321,8 +337,27 @@ class EvolutionSettings(Section):
     construction: ConstructionSettings = ConstructionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
+    start_from: BranchSettings | None = Field(
+        None,
+        description="branch off: seeds, base, M_0, baseline scores and the iterations up to this one are those of the "
+        "other experiment, and the first own iteration is the next one",
+    )
     gates: GateSettings = GateSettings()
     automation: AutomationSettings = AutomationSettings()
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> Self:
+        if self.start_from is not None and self.start_from.iteration + 1 >= self.iterations:
+            raise ValueError(
+                f"start_from.iteration {self.start_from.iteration} leaves no iteration of its own: iterations is "
+                f"{self.iterations}"
+            )
+        return self
+
+    @property
+    def first_iteration(self) -> int:
+        """The first iteration that this experiment makes itself."""
+        return 0 if self.start_from is None else self.start_from.iteration + 1
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

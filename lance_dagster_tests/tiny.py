@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,12 @@ class Tiny:
     @property
     def wiring(self) -> Wiring:
         """The edges of the experiment, as automation and checks know them."""
+        return self.wiring_of(self.definitions.assets or ())
+
+    def wiring_of(self, assets: Iterable[Any]) -> Wiring:
+        """The edges of some of the definitions' assets."""
         rejoined = {self.experiment.key("promoted_checkpoint"): self.experiment.key("dpo_checkpoint")}
-        return Wiring.of(self.definitions.assets or (), rejoined)  # type: ignore[arg-type]
+        return Wiring.of(assets, rejoined)
 
     def run(self, job: str, partition: str | None = None, select: list[str] | None = None) -> dg.ExecuteInProcessResult:
         """Run ``setup``, ``one_iteration`` or ``report``, or only some of its assets; failures are returned."""

@@ -6,7 +6,7 @@ import dagster as dg
 
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.errors import ArtifactError
-from lance_dagster.storage.experiment_store import iteration_key
+from lance_dagster.storage.experiment_store import SHARED_ASSETS, iteration_key
 
 _BACKFILL_TAG, _PARTITION_TAG = "dagster/backfill", "dagster/partition"
 _ROOT_BACKFILL_TAG = "dagster/root_backfill_id"  # of backfills that re-execute another one
@@ -18,7 +18,6 @@ UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-SETUP_ASSETS = ("seed_instructions", "seed_reviews", "base_checkpoint", "initial_checkpoint", "baseline_scores")
 STAGES = {
     "construct_data": (
         "policy_model",
@@ -88,11 +87,14 @@ def _named(experiment: Experiment, *names: str) -> dg.AssetSelection:
 
 
 def experiment_jobs(experiment: Experiment) -> list[dg.UnresolvedAssetJobDefinition]:
-    """``<experiment>_setup``, ``_construct_data``, ``_train``, ``_evaluate``, ``_one_iteration`` and ``_report``."""
+    """``<experiment>_setup``, ``_construct_data``, ``_train``, ``_evaluate``, ``_one_iteration`` and ``_report``.
+
+    A branch has no setup: that of the other experiment is its own.
+    """
     pick = "Pick the partition."
     described = {
         "setup": (
-            _named(experiment, *SETUP_ASSETS),
+            _named(experiment, *SHARED_ASSETS),
             "Seeds, base model, M_0 and the baseline scores. Once, before the first iteration.",
         ),
         "construct_data": (
@@ -116,4 +118,5 @@ def experiment_jobs(experiment: Experiment) -> list[dg.UnresolvedAssetJobDefinit
             config={"loggers": {"console": {"config": {}}}},  # the short lines of console.py
         )
         for name, (selection, description) in described.items()
+        if name != "setup" or experiment.settings.start_from is None
     ]

@@ -63,7 +63,8 @@ def experiment_checks(experiment: Experiment, wiring: Wiring) -> list[dg.AssetCh
     """
     gates = gates_of(experiment)
     made = [key.path[-1] for key, parents in wiring.parents.items() if parents]
-    return [_checks(experiment, wiring, asset, gates.get(asset, [])) for asset in dict.fromkeys([*gates, *made])]
+    own = [asset for asset in dict.fromkeys([*gates, *made]) if experiment.key(asset) in wiring.parents]
+    return [_checks(experiment, wiring, asset, gates.get(asset, [])) for asset in own]
 
 
 def refuse_unpromotable(experiment: Experiment, iteration: int) -> None:

@@ -25,15 +25,16 @@ def experiment_schedules(experiment: Experiment) -> list[dg.ScheduleDefinition]:
 
 
 def driving_sensors(experiment: Experiment) -> list[dg.SensorDefinition]:
-    """``<experiment>_campaign`` and ``<experiment>_seed_files``."""
-    return [_campaign(experiment), _seed_files(experiment)]
+    """``<experiment>_campaign`` and ``<experiment>_seed_files``; a branch has no seed of its own."""
+    own_seed = experiment.settings.start_from is None
+    return [_campaign(experiment), *([_seed_files(experiment)] if own_seed else [])]
 
 
-def complete_iterations(experiment: Experiment, instance: dg.DagsterInstance) -> int:
-    """How many iterations from 000 on have a DPO checkpoint, without a gap."""
+def next_missing(experiment: Experiment, instance: dg.DagsterInstance) -> int:
+    """The first iteration without a DPO checkpoint; the number of iterations if there is none."""
     made = set(instance.get_materialized_partitions(experiment.key("dpo_checkpoint")))
     keys = experiment.iterations.get_partition_keys()
-    return next((position for position, key in enumerate(keys) if key not in made), len(keys))
+    return next((int(key) for key in keys if key not in made), experiment.settings.iterations)
 
 
 def running_iterations(experiment: Experiment, instance: dg.DagsterInstance) -> set[str]:
@@ -60,7 +61,7 @@ def _next_iteration(experiment: Experiment) -> dg.ScheduleDefinition:
         "the next tick.",
     )
     def next_iteration(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        done = complete_iterations(experiment, context.instance)
+        done = next_missing(experiment, context.instance)
         if done == experiment.settings.iterations:
             return dg.SkipReason(f"all {done} iterations are made; raise `iterations` in the settings to go on")
         key = iteration_key(done)
@@ -73,7 +74,7 @@ def _next_iteration(experiment: Experiment) -> dg.ScheduleDefinition:
 
 
 def _refresh_window(experiment: Experiment) -> dg.ScheduleDefinition:
-    first = experiment.settings.automation.refresh_from
+    first = max(experiment.settings.automation.refresh_from, experiment.settings.first_iteration)
 
     @dg.schedule(
         name=f"{experiment.name}_refresh_window",
@@ -84,7 +85,7 @@ def _refresh_window(experiment: Experiment) -> dg.ScheduleDefinition:
         "order. If one fails, the later ones of the same tick stop at once, as in a backfill.",
     )
     def refresh_window(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        done = complete_iterations(experiment, context.instance)
+        done = next_missing(experiment, context.instance)
         if done <= first:
             return dg.SkipReason(f"iteration {iteration_key(first)} was not made yet")
         window = context.scheduled_execution_time.isoformat()
@@ -115,7 +116,7 @@ def _campaign(experiment: Experiment) -> dg.SensorDefinition:
     )
     def campaign(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
-        done = complete_iterations(experiment, instance)
+        done = next_missing(experiment, instance)
         if done > last:
             return dg.SkipReason(f"iteration {iteration_key(last)} is complete: the campaign has reached its end")
         running = running_iterations(experiment, instance)
@@ -123,10 +124,12 @@ def _campaign(experiment: Experiment) -> dg.SensorDefinition:
             return dg.SkipReason(f"iteration {', '.join(sorted(running))} is being made")
         asset, partition = ("dpo_checkpoint", iteration_key(done - 1)) if done else ("initial_checkpoint", None)
         records = instance.fetch_materializations(
-            dg.AssetRecordsFilter(experiment.key(asset), [partition] if partition else None), limit=1
+            dg.AssetRecordsFilter(experiment.key(asset, done - 1), [partition] if partition else None), limit=1
         ).records
         if not records:
-            return dg.SkipReason(f"there is no initial model yet: run the job {experiment.name}_setup first")
+            if partition is None:
+                return dg.SkipReason(f"there is no initial model yet: run the job {experiment.name}_setup first")
+            return dg.SkipReason(f"iteration {partition} of {experiment.key(asset, done - 1).path[0]} is not made yet")
         run = instance.get_run_by_id(records[0].run_id)
         backfill = run.tags.get(_BACKFILL) if run else None
         if backfill is not None and not _succeeded(instance, backfill):

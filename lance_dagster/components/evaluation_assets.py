@@ -26,7 +26,8 @@ KINDS = {"parquet", "python"}
 
 def evaluation_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     """baseline_scores, eval_scores, drift."""
-    return [_baseline_scores(experiment), _eval_scores(experiment), _drift(experiment)]
+    shared = experiment.settings.start_from is not None
+    return [*([] if shared else [_baseline_scores(experiment)]), _eval_scores(experiment), _drift(experiment)]
 
 
 def _scored_by(experiment: Experiment) -> str:

@@ -75,9 +75,17 @@ class SelfEvolution(dg.Component):
         plain = inherited(attributes, file)
         values = context.resolution_context.at_path("attributes").resolve_value(plain, as_type=dict)
         try:
-            return cls(attributes.experiment, parse_settings(values))
+            settings = parse_settings(values)
         except SettingsError as error:
             raise SettingsError(f"{file}, experiment {attributes.experiment}: {error}") from None
+        if settings.start_from is not None:
+            other = context.path.parent / settings.start_from.experiment / file.name
+            if inherited(experiment_file(other, file, "branches from"), other).get("start_from"):
+                raise SettingsError(
+                    f"{file}: it branches from {settings.start_from.experiment}, which is a branch itself; branch from "
+                    "the experiment that made the iteration"
+                )
+        return cls(attributes.experiment, settings)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return experiment_definitions(Experiment(self.experiment, self.settings, context.project_root))
@@ -95,15 +103,15 @@ def inherited(attributes: ExperimentFile, file: Path, children: tuple[Path, ...]
     return merged(inherited(experiment_file(parent, file), parent, line), attributes.settings)
 
 
-def experiment_file(file: Path, wanted_by: Path) -> ExperimentFile:
+def experiment_file(file: Path, wanted_by: Path, how: str = "extends") -> ExperimentFile:
     """The attributes of another defs.yaml; SettingsError if it is missing or is no experiment."""
     if not file.is_file():
         known = ", ".join(sorted(path.parent.name for path in file.parent.parent.glob(f"*/{file.name}")))
-        raise SettingsError(f"{wanted_by}: extends {file.parent.name!r}, but there is no {file}; there are {known}")
+        raise SettingsError(f"{wanted_by}: {how} {file.parent.name!r}, but there is no {file}; there are {known}")
     try:
         return ExperimentFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["attributes"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError(f"{wanted_by}: extends {file}, which is not the file of an experiment: {error}") from error
+        raise SettingsError(f"{wanted_by}: {how} {file}, which is not the file of an experiment: {error}") from error
 
 
 def experiment_definitions(experiment: Experiment) -> dg.Definitions:

@@ -6,12 +6,14 @@ that event, or if its code version is another one now. This is how Dagster itsel
 partition; it is read here from the events so that checks, reports and automation can say it too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Self
 
 import dagster as dg
+
+from lance_dagster.storage.experiment_store import iteration_key
 
 _DATA, _CODE, _POINTER = "dagster/data_version", "dagster/code_version", "dagster/input_event_pointer/"
 SETTINGS = "settings or templates"  # the reason of an asset whose code version changed
@@ -53,13 +55,14 @@ class Wiring:
         return cls(
             parents={spec.key: tuple(dep.asset_key for dep in spec.deps) for spec in specs},
             code_versions={spec.key: spec.code_version for spec in specs},
-            partitions={
-                spec.key: None if spec.partitions_def is None else tuple(spec.partitions_def.get_partition_keys())
-                for spec in specs
-            },
+            partitions={**_shared(specs), **{spec.key: _keys(spec.partitions_def) for spec in specs}},
             crossings=frozenset(crossings),
             rejoined=rejoined,
         )
+
+    def is_observed(self, asset: dg.AssetKey) -> bool:
+        """Content of the asset is observed, not materialised; a branch observes that of another experiment."""
+        return any(asset.path[-1] == own.path[-1] for own in self.rejoined)
 
     def inputs(self, place: Place) -> list[Place]:
         """The partitions that one partition is made of."""
@@ -73,13 +76,31 @@ class Wiring:
                 found += [(parent, key) for key in keys]
             elif (asset, parent) not in self.crossings:
                 found.append((parent, partition))
-            elif keys.index(partition):
-                found.append((parent, keys[keys.index(partition) - 1]))
+            elif iteration_key(int(partition) - 1) in keys:
+                found.append((parent, iteration_key(int(partition) - 1)))
         return found
 
     def places(self, asset: dg.AssetKey) -> list[Place]:
         keys = self.partitions[asset]
         return [(asset, None)] if keys is None else [(asset, key) for key in keys]
+
+
+def _keys(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...] | None:
+    return None if partitions is None else tuple(partitions.get_partition_keys())
+
+
+def _shared(specs: Sequence[dg.AssetSpec]) -> dict[dg.AssetKey, tuple[str, ...] | None]:
+    """Inputs that another experiment makes, of which a branch reads one iteration or what has none."""
+    own = {spec.key for spec in specs}
+    found: dict[dg.AssetKey, tuple[str, ...] | None] = {}
+    for spec in specs:
+        for dep in spec.deps:
+            if dep.asset_key not in own:
+                mapping = dep.partition_mapping
+                crosses = isinstance(mapping, dg.StaticPartitionMapping) and spec.partitions_def is not None
+                first = _keys(spec.partitions_def)
+                found[dep.asset_key] = (iteration_key(int(first[0]) - 1),) if crosses and first else None
+    return found
 
 
 class Event(NamedTuple):
@@ -136,7 +157,7 @@ class Events:
             newest = self._fetch(asset, limit=1)
             return {None: newest[0]} if newest else {}
         kind = dg.DagsterEventType.ASSET_MATERIALIZATION
-        if asset in self.wiring.rejoined:
+        if self.wiring.is_observed(asset):
             kind = dg.DagsterEventType.ASSET_OBSERVATION
         ids = self.instance.get_latest_storage_id_by_partition(asset, kind)
         remembered = self._memory.latest
@@ -164,7 +185,7 @@ class Events:
             before_storage_id=before_storage_id,
             storage_ids=storage_ids,
         )
-        observed = asset in self.wiring.rejoined
+        observed = self.wiring.is_observed(asset)
         fetch = self.instance.fetch_observations if observed else self.instance.fetch_materializations
         found = []
         for record in fetch(wanted, limit=limit).records:
@@ -230,7 +251,8 @@ class Situation:
     def moved(self, place: Place) -> list[str]:
         """``moved_inputs`` of a partition."""
         if place not in self._moved:
-            self._moved[place] = [] if place[0] in self.events.wiring.rejoined else moved_inputs(self.events, place)
+            known = place[0] in self.events.wiring.code_versions and place[0] not in self.events.wiring.rejoined
+            self._moved[place] = moved_inputs(self.events, place) if known else []
         return self._moved[place]
 
     def waits(self, place: Place) -> bool:
