@@ -38,7 +38,7 @@ def test_a_finished_backfill_is_followed_by_no_run_and_one_change_by_exactly_one
     with serving(tmp_path, settings_with(tmp_path, 2e-4)) as server:  # every DPO checkpoint gets other content
         backfill = server.backfill(LOOP, ["000", "001"])
         server.start_sensor("tiny_changes")
-        assert server.wait_for_backfill(backfill, 600) == "COMPLETED_SUCCESS"
+        assert server.wait_for_backfill(backfill, 1200) == "COMPLETED_SUCCESS"
         server.wait_for_rest("tiny_changes", 300)
         assert requested(server) == [], "the backfill had consumed every change itself"
 
