@@ -406,6 +406,8 @@ def settings_schema(model: type[BaseModel]) -> dict[str, Any]:
     def placed(schema: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in schema:
             schema = {**root["$defs"][schema["$ref"].removeprefix("#/$defs/")], **schema}
+        if "anyOf" in schema:  # a section that may be unset
+            return {**schema, "anyOf": [placed(each) for each in schema["anyOf"]]}
         if "properties" not in schema:
             return schema
         defaults = schema.get("default", {})
