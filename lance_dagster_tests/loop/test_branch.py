@@ -101,7 +101,7 @@ def test_a_branch_of_a_branch_and_of_nothing_is_refused_when_it_is_loaded(tmp_pa
         }
         file = {"type": "lance_dagster.components.self_evolution.SelfEvolution", "attributes": attributes}
         (defs / name / "defs.yaml").write_text(yaml.safe_dump(file))
-    for name, complaint in (("third", "branches from 'gone'"), ("second", "which is a branch itself")):
+    for name, complaint in (("second", "which is a branch itself"), ("third", "branches from 'gone'")):
         text = run("python", "-c", LOAD, cwd=project, PYTHONPATH=str(project)).stderr
         assert complaint in text, text[-2000:]
         shutil.rmtree(defs / name)
