@@ -14,7 +14,8 @@ from lance_dagster.construction.ledger import funnel
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
 from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.prompt_sets import PromptKind
-from lance_dagster.report.pictures import score_histogram
+from lance_dagster.report.funnel import kind_funnels
+from lance_dagster.report.pictures import funnel_of, score_histogram
 from lance_dagster.report.render import markdown_image
 from lance_dagster.storage.tables import write_table
 
@@ -236,6 +237,9 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
                 "contamination/questions": len(questions),
                 "filter/kept_fraction": kept / generated if generated else 0.0,
                 "score/histogram": _histogram(table, f"Iteration {step.iteration}: rewards of candidates"),
+                "funnel/picture": dg.MetadataValue.md(
+                    markdown_image(funnel_of([(step.iteration, kind_funnels(step.iteration, table))]), "funnel")
+                ),
             },
         )
 

@@ -70,10 +70,15 @@ def learning_curve(summary: Summary) -> bytes:
 
 def funnel(summary: Summary) -> bytes:
     """Responses and flawed responses of each iteration: kept, and dropped by reason."""
+    return funnel_of([(each.iteration, each.kinds) for each in summary.funnels])
+
+
+def funnel_of(iterations: Sequence[tuple[int, Sequence[KindFunnel]]]) -> bytes:
+    """The same for iterations (number, candidates by kind) that are not summarised yet."""
     bars: list[tuple[str, KindFunnel]] = [
-        (f"{each.iteration:03d}  {kind.kind.replace('_', ' ')}", kind)
-        for each in summary.funnels
-        for kind in each.kinds
+        (f"{iteration:03d}  {kind.kind.replace('_', ' ')}", kind)
+        for iteration, kinds in iterations
+        for kind in kinds
         if kind.kind != "instruction"
     ]
     reasons = list(dict.fromkeys(count.name for _, kind in bars for count in kind.dropped))
