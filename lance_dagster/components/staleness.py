@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 import dagster as dg
 
-from lance_dagster.storage.experiment_store import iteration_key
+from lance_dagster.storage.experiment_store import SHARED_ASSETS, iteration_key
 
 _DATA, _CODE, _POINTER = "dagster/data_version", "dagster/code_version", "dagster/input_event_pointer/"
 SETTINGS = "settings or templates"  # the reason of an asset whose code version changed
@@ -90,16 +90,20 @@ def _keys(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...] | None:
 
 
 def _shared(specs: Sequence[dg.AssetSpec]) -> dict[dg.AssetKey, tuple[str, ...] | None]:
-    """Inputs that another experiment makes, of which a branch reads one iteration or what has none."""
+    """Inputs that another experiment makes: those of a branch, and the checkpoints whose steps a control matches."""
     own = {spec.key for spec in specs}
     found: dict[dg.AssetKey, tuple[str, ...] | None] = {}
     for spec in specs:
+        keys = _keys(spec.partitions_def)
         for dep in spec.deps:
-            if dep.asset_key not in own:
-                mapping = dep.partition_mapping
-                crosses = isinstance(mapping, dg.StaticPartitionMapping) and spec.partitions_def is not None
-                first = _keys(spec.partitions_def)
-                found[dep.asset_key] = (iteration_key(int(first[0]) - 1),) if crosses and first else None
+            if dep.asset_key in own:
+                continue
+            if dep.asset_key.path[-1] in SHARED_ASSETS or keys is None:
+                found[dep.asset_key] = None
+            elif isinstance(dep.partition_mapping, dg.StaticPartitionMapping):
+                found[dep.asset_key] = (iteration_key(int(keys[0]) - 1),)
+            else:
+                found[dep.asset_key] = keys
     return found
 
 

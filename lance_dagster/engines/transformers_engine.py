@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lance_dagster.engines.engine import Completion, GenerationRequest
 from lance_dagster.errors import GenerationError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class TransformersEngine:
     """
 
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
-        from transformers import GenerationConfig
+        with heavy_imports():
+            from transformers import GenerationConfig
 
         from lance_dagster.storage.models import load_model, load_tokenizer
 

@@ -32,13 +32,14 @@ def scores_complete(baseline: pa.Table, iterations: Sequence[tuple[int, pa.Table
     )
 
 
-def not_worse(own: ScoreRow, other: ScoreRow, noise_floor: float, most: float) -> Verdict:
+def not_worse(own: ScoreRow, other: ScoreRow, noise_floor: float | None, most: float) -> Verdict:
     """``own`` is at most ``most`` standard errors of the difference below ``other``.
 
-    Where a standard error is unknown, the noise floor stands in for it.
+    Where a standard error is unknown, the noise floor stands in for it; where that is unknown too, any drop counts.
     """
-    change = compare(own, other, noise_floor)
-    error = change.stderr if change.stderr is not None else noise_floor
+    floor = noise_floor or 0.0
+    change = compare(own, other, floor)
+    error = change.stderr if change.stderr is not None else floor
     figures = {"difference": change.value, "own": own.mean, "other": other.mean}
     if error:
         figures["standard_errors"] = change.value / error
