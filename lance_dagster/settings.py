@@ -367,6 +367,65 @@ class EvaluationSettings(Section):
     drift_rows: int = Field(128, ge=1, description="seed rows on which drift is measured")
 
 
+def _band(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[0] > shares[1]:
+        raise ValueError("the first share should not exceed the second")
+    return shares
+
+
+class GateSettings(Section):
+    """Where the checks on an iteration's artifacts draw the line. None of them changes an artifact."""
+
+    parsed_share: Share = Field(0.8, description="a smaller share of reviews that give a score is warned of")
+    score_spread: float = Field(
+        0.25, ge=0.0, le=10.0, description="a smaller standard deviation of the scores is warned of: the judge is blind"
+    )
+    kept_share: Annotated[tuple[Share, Share], AfterValidator(_band)] = Field(
+        (0.02, 0.95), description="a kept share of the candidates outside of this band is warned of"
+    )
+    length_ratio: float = Field(
+        2.0, ge=1.0, le=100.0, description="chosen responses this many times longer or shorter are warned of"
+    )
+    first_loss_tolerance: float = Field(
+        0.05, gt=0.0, le=1.0, description="a first DPO loss farther than this from ln 2 stops the iteration"
+    )
+    score_drop: float = Field(
+        2.0, ge=0.0, le=10.0, description="a score that is lower by more standard errors is warned of"
+    )
+
+
+def _cron(text: str) -> str:
+    """Five fields, as Dagster's schedules take them; the fields themselves are checked when the schedule is built."""
+    if len(text.split()) != 5:
+        raise ValueError("a cron schedule has five fields: minute, hour, day of month, month, day of week")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
+class AutomationSettings(Section):
+    """Sensors and schedules of the experiment. All are stopped until somebody starts them in the web UI."""
+
+    interval_seconds: int = Field(15, ge=1, description="the sensors look this often")
+    next_iteration_cron: Cron = Field("0 2 * * *", description="when the next missing iteration is requested")
+    refresh_window_cron: Cron = Field("0 3 * * 0", description="when the iterations of the window are made again")
+    refresh_from: int = Field(0, ge=0, lt=MAX_ITERATIONS, description="first iteration of that window")
+    campaign_until: int | None = Field(
+        None, ge=0, lt=MAX_ITERATIONS, description="the campaign sensor stops after this iteration; the last if unset"
+    )
+    seed_settle_seconds: float = Field(
+        5.0, ge=0.0, description="seed files that were changed more recently are left alone: they may be half written"
+    )
+
+
+class BranchSettings(Section):
+    """Another experiment, and the last of its iterations that this one shares."""
+
+    experiment: Text = Field(description="the other experiment's name", examples=["mini"])
+    iteration: int = Field(ge=0, lt=MAX_ITERATIONS, description="its last shared iteration", examples=[1])
+
+
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
@@ -380,6 +439,27 @@ class EvolutionSettings(Section):
     construction: ConstructionSettings = ConstructionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
+    start_from: BranchSettings | None = Field(
+        None,
+        description="branch off: seeds, base, M_0, baseline scores and the iterations up to this one are those of the "
+        "other experiment, and the first own iteration is the next one",
+    )
+    gates: GateSettings = GateSettings()
+    automation: AutomationSettings = AutomationSettings()
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> Self:
+        if self.start_from is not None and self.start_from.iteration + 1 >= self.iterations:
+            raise ValueError(
+                f"start_from.iteration {self.start_from.iteration} leaves no iteration of its own: iterations is "
+                f"{self.iterations}"
+            )
+        return self
+
+    @property
+    def first_iteration(self) -> int:
+        """The first iteration that this experiment makes itself."""
+        return 0 if self.start_from is None else self.start_from.iteration + 1
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -428,6 +508,8 @@ def settings_schema(model: type[BaseModel]) -> dict[str, Any]:
     def placed(schema: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in schema:
             schema = {**root["$defs"][schema["$ref"].removeprefix("#/$defs/")], **schema}
+        if "anyOf" in schema:  # a section that may be unset
+            return {**schema, "anyOf": [placed(each) for each in schema["anyOf"]]}
         if "properties" not in schema:
             return schema
         defaults = schema.get("default", {})

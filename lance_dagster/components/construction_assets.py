@@ -31,9 +31,13 @@ PAIR_SWITCHES = (
 
 def construction_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     """From seed_instructions and seed_reviews to sft_set and preference_set."""
+    seed = experiment.settings.seed
+    seeds = [
+        _seed_asset(experiment, "seed_instructions", seed.instructions, load_seed_instructions),
+        _seed_asset(experiment, "seed_reviews", seed.reviews, load_seed_reviews),
+    ]
     return [
-        _seed_asset(experiment, "seed_instructions", experiment.settings.seed.instructions, load_seed_instructions),
-        _seed_asset(experiment, "seed_reviews", experiment.settings.seed.reviews, load_seed_reviews),
+        *(seeds if experiment.settings.start_from is None else []),
         _reviewed_seed(experiment),
         _instruction_candidates(experiment),
         _preference_candidates(experiment),

@@ -28,7 +28,7 @@ from lance_dagster.methods.registry import method_named
 from lance_dagster.prompts.prompt_sets import PromptSet, load_prompt_set
 from lance_dagster.settings import EvolutionSettings, Section
 from lance_dagster.storage.checkpoints import local_folder
-from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key, resolve_path
+from lance_dagster.storage.experiment_store import SHARED_ASSETS, ExperimentStore, iteration_key, resolve_path
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.tables import table_digest
 
@@ -49,7 +49,9 @@ class Experiment:
 
     @cached_property
     def store(self) -> ExperimentStore:
-        return ExperimentStore(UPath(resolve_path(self.settings.store, self.root)), self.name)
+        base, branch = UPath(resolve_path(self.settings.store, self.root)), self.settings.start_from
+        parent = None if branch is None else ExperimentStore(base, branch.experiment)
+        return ExperimentStore(base, self.name, parent, self.settings.first_iteration)
 
     @cached_property
     def prompts(self) -> PromptSet:
@@ -62,7 +64,9 @@ class Experiment:
 
     @cached_property
     def iterations(self) -> dg.StaticPartitionsDefinition:
-        return dg.StaticPartitionsDefinition([iteration_key(i) for i in range(self.settings.iterations)])
+        """Iterations that this experiment makes; those before belong to the experiment that it branches from."""
+        own = range(self.settings.first_iteration, self.settings.iterations)
+        return dg.StaticPartitionsDefinition([iteration_key(i) for i in own])
 
     @property
     def tasks_path(self) -> str | None:
@@ -96,8 +100,12 @@ class Experiment:
 
         return EvaluationIndex(evaluation_texts(self.settings.evaluation, self.tasks_path), filters.contamination_words)
 
-    def key(self, asset: str) -> dg.AssetKey:
-        return dg.AssetKey([self.name, asset])
+    def key(self, asset: str, iteration: int | None = None) -> dg.AssetKey:
+        """The key of an asset (of one of its iterations): in a branch, that of the experiment which makes it."""
+        branch = self.settings.start_from
+        earlier = iteration is not None and iteration < self.settings.first_iteration
+        shared = branch is not None and (asset in SHARED_ASSETS or earlier)
+        return dg.AssetKey([branch.experiment if branch is not None and shared else self.name, asset])
 
     def values(self, *names: str) -> str:
         """Some settings by their dotted names ('construction.threshold') as one text, for ``uses`` of ``asset``."""
@@ -114,7 +122,6 @@ class Experiment:
         inputs: Sequence[str] = (),
         deps: Sequence[str | dg.AssetDep] = (),
         partitioned: bool = True,
-        automation_condition: dg.AutomationCondition[Any] | None = None,
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """``@dg.asset`` with what all assets of an experiment have in common.
 
@@ -139,7 +146,6 @@ class Experiment:
                 ins={table: dg.AssetIn(key=self.key(table)) for table in inputs},
                 deps=[self.key(dep) if isinstance(dep, str) else dep for dep in deps],
                 partitions_def=self.iterations if partitioned else None,
-                automation_condition=automation_condition,
             )(clear_failures(function))
 
         return decorate
