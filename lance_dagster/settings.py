@@ -101,13 +101,51 @@ class SamplingSettings(Section):
     max_new_tokens: int = Field(512, ge=1, le=131_072, description="longer texts are cut, flagged and not trained on")
 
 
+class VllmSettings(Section):
+    """What vLLM is given when it loads a model; its own names are in brackets."""
+
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share each layer (tensor_parallel_size)")
+    memory_share: float = Field(
+        0.9, gt=0.0, lt=1.0, description="share of a GPU's memory that vLLM takes (gpu_memory_utilization)"
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="GiB for keys and values (kv_cache_memory_bytes); if unset, what memory_share leaves on a GPU, and "
+        "1 on a CPU",
+    )
+    max_context: int | None = Field(
+        None, ge=8, description="longest prompt and answer in tokens (max_model_len); the model's own if unset"
+    )
+    max_sequences: int = Field(256, ge=1, description="requests that are answered at the same time (max_num_seqs)")
+    quantization: str | None = Field(
+        None, min_length=1, description="such as fp8 or awq; the checkpoint's own if unset", examples=["fp8"]
+    )
+    lora: str | None = Field(
+        None, min_length=1, description="folder of a LoRA adapter that every model is run with", examples=["adapters/a"]
+    )
+    eager: bool | None = Field(
+        None, description="no compilation: loads faster, runs slower (enforce_eager); if unset, on a CPU only"
+    )
+
+
 class EngineSettings(Section):
     """How text is generated."""
 
-    name: Literal["transformers"] = Field("transformers", description="the library that runs the model")
-    max_batch_rows: int = Field(256, ge=1, description="prompts in one forward pass")
-    max_batch_tokens: int = Field(65_536, ge=1, description="padded prompt and new tokens in one forward pass")
+    kind: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="the library that runs the model; auto: vllm where there is a GPU and vLLM is installed, else "
+        "transformers",
+    )
     shard_rows: int = Field(1024, ge=1, description="requests that are generated, then kept on disk, at a time")
+    max_failed_share: float = Field(
+        0.05, ge=0.0, le=1.0, description="share of a stage's requests that may fail before the stage does"
+    )
+    max_batch_rows: int = Field(256, ge=1, description="transformers: prompts in one forward pass")
+    max_batch_tokens: int = Field(
+        65_536, ge=1, description="transformers: padded prompt and new tokens in one forward pass"
+    )
+    vllm: VllmSettings = VllmSettings()
 
 
 class FilterSettings(Section):

@@ -12,6 +12,7 @@ from lance_dagster.components.parquet_io import preview
 from lance_dagster.construction.filters.contamination import EvaluationQuestions
 from lance_dagster.construction.ledger import funnel
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
+from lance_dagster.engines.registry import SETTINGS_OF_TEXTS
 from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.prompt_sets import PromptKind
 from lance_dagster.report.pictures import score_histogram
@@ -71,7 +72,7 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
 def _written_by(experiment: Experiment, *kinds: PromptKind) -> list[str]:
     """For ``uses``: what decides the text and the provenance of every generated row, its sampling aside."""
     prompts = experiment.prompts
-    return [experiment.values("method", "engine.name", "model.dtype"), prompts.identity, prompts.digest(*kinds)]
+    return [experiment.values("method", *SETTINGS_OF_TEXTS), prompts.identity, prompts.digest(*kinds)]
 
 
 def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:

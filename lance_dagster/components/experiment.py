@@ -20,7 +20,7 @@ from lance_dagster.construction.policy import PolicyModel, manifest_of, open_anc
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import TextEngine
-from lance_dagster.engines.registry import engine_class, engine_identity
+from lance_dagster.engines.registry import ENGINES, engine_identity, engine_kind
 from lance_dagster.errors import LanceError
 from lance_dagster.methods.method import Method
 from lance_dagster.methods.registry import method_named
@@ -133,15 +133,25 @@ class Experiment:
         policy = PolicyModel.load(self.store, int(context.partition_key))
         worker = policy.initial if judge == "initial" else policy.model
         digest = manifest_of(self.store, worker).digest
+        kind, reason = engine_kind(engine, model)
         with ExitStack() as stack:
 
             def load() -> TextEngine:
-                context.log.info(f"loading {worker.label} ({digest}) into {engine.name}")
+                context.log.info(f"loading {worker.label} ({digest}) into {kind} ({reason})")
                 folder = stack.enter_context(local_folder(open_ancestor(self.store, worker)))
-                return engine_class(engine.name)(folder, digest, model, engine)
+                loaded = ENGINES[kind](folder, digest, model, engine)
+                stack.callback(loaded.close)
+                return loaded
 
-            identity = engine_identity(engine, model)
-            runner = BatchRunner(load, digest, identity, self.store.cache, engine.shard_rows, context.log.info)
+            runner = BatchRunner(
+                load,
+                digest,
+                engine_identity(kind, engine, model),
+                self.store.cache,
+                engine.shard_rows,
+                context.log.info,
+                engine.max_failed_share,
+            )
             yield StepContext(policy.iteration, self.settings, self.prompts, runner, context.log.info), policy
 
 

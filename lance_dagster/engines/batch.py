@@ -43,6 +43,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     truncated: int = 0
+    failed: int = 0
     seconds: float = 0.0
 
     def metadata(self) -> dict[str, float | int]:
@@ -54,6 +55,7 @@ class Usage:
             "generation/prompt_tokens": self.prompt_tokens,
             "generation/completion_tokens": self.completion_tokens,
             "generation/truncated": self.truncated,
+            "generation/failed": self.failed,
             "generation/seconds": round(self.seconds, 3),
             "generation/tokens_per_second": round(rate, 1),
         }
@@ -64,7 +66,8 @@ class BatchRunner:
     """One stage's way to generate. ``cache`` is a folder; ``log`` gets a progress line per shard.
 
     ``load`` is called at the first request that is not in the cache, so a cached stage loads no model. What it
-    returns must be of ``model_digest`` and ``engine_identity``, under which the completions are kept.
+    returns must be of ``model_digest`` and ``engine_identity``, under which the completions are kept. Requests that
+    failed are not kept, so another run tries them again.
     """
 
     load: Callable[[], TextEngine]
@@ -73,6 +76,7 @@ class BatchRunner:
     cache: UPath
     shard_rows: int
     log: Callable[[str], None]
+    max_failed_share: float = 0.0
     usage: Usage = field(default_factory=Usage)
     _engine: TextEngine | None = None
 
@@ -80,7 +84,7 @@ class BatchRunner:
         """Completions of all requests, in order.
 
         ``what`` ('review') names the work in progress lines and errors, and the cache's folder. Raises GenerationError
-        where the engine fails or leaves a request unanswered; the shards before that one stay.
+        where the engine fails, or more than ``max_failed_share`` of the requests do; the shards so far stay.
         """
         folder = self.cache / self.model_digest / what
         keys = [self._key(request) for request in requests]
@@ -90,10 +94,14 @@ class BatchRunner:
         if cached:
             self.log(f"{what}: {cached}/{len(requests)} from the cache")
         unanswered = list(missing)
+        failures: dict[str, Completion] = {}
         for start in range(0, len(unanswered), self.shard_rows):
             shard = {key: missing[key] for key in unanswered[start : start + self.shard_rows]}
             done = start + len(shard)
-            completions |= self._generated(folder, shard, f"{what}, requests {start}..{done - 1} of {len(missing)}")
+            generated = self._generated(folder, shard, f"{what}, requests {start}..{done - 1} of {len(missing)}")
+            completions |= generated
+            failures |= {key: answer for key, answer in generated.items() if answer.error is not None}
+            self._check_failures(what, keys, failures)
             self.log(
                 f"{what}: {cached + done}/{len(requests)}"
                 f" ({self.usage.completion_tokens:,} tokens in {self.usage.seconds:.1f} s)"
@@ -102,6 +110,7 @@ class BatchRunner:
         self.usage.requests += len(requests)
         self.usage.cached_requests += cached
         self.usage.truncated += sum(answer.finish_reason == "length" for answer in answers)
+        self.usage.failed += sum(answer.error is not None for answer in answers)
         return answers
 
     def _cached(self, folder: UPath, keys: Sequence[str]) -> dict[str, Completion]:
@@ -139,10 +148,24 @@ class BatchRunner:
             )
         self.usage.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
         self.usage.completion_tokens += sum(completion.completion_tokens for completion in completions)
-        columns = {name: [getattr(completion, name) for completion in completions] for name in _COMPLETIONS.names[1:]}
-        table = pa.table({"request": list(shard), **columns}, schema=_COMPLETIONS)
-        write_table(folder / f"{json_digest(list(shard))}.parquet", table)
+        answered = {key: answer for key, answer in zip(shard, completions, strict=True) if answer.error is None}
+        columns = {name: [getattr(answer, name) for answer in answered.values()] for name in _COMPLETIONS.names[1:]}
+        if answered:
+            table = pa.table({"request": list(answered), **columns}, schema=_COMPLETIONS)
+            write_table(folder / f"{json_digest(list(answered))}.parquet", table)
         return dict(zip(shard, completions, strict=True))
+
+    def _check_failures(self, what: str, keys: Sequence[str], failures: Mapping[str, Completion]) -> None:
+        """Stop the stage once too many of its requests have failed."""
+        count = sum(key in failures for key in keys)
+        if count <= self.max_failed_share * len(keys):
+            return
+        position = next(i for i, key in enumerate(keys) if key in failures)
+        raise GenerationError(
+            f"{what}: {count} of {len(keys)} requests failed, more than the share of {self.max_failed_share:g} that "
+            f"engine.max_failed_share allows. The first is request {position}: {failures[keys[position]].error} "
+            "What was answered is kept; another run asks only the others."
+        )
 
     def _loaded(self) -> TextEngine:
         if self._engine is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lance_dagster.engines.chat_prompts import ChatPrompts
 from lance_dagster.engines.engine import Completion, GenerationRequest
 from lance_dagster.errors import GenerationError
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
@@ -25,17 +26,15 @@ class TransformersEngine:
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
         from transformers import GenerationConfig
 
-        from lance_dagster.storage.models import load_model, load_tokenizer
+        from lance_dagster.storage.models import load_model
 
         self._digest = digest
         self._settings = engine
         self._identity = f"transformers/{model.dtype}"
-        self._tokenizer = load_tokenizer(folder, padding_side="left")
+        self._prompts = ChatPrompts(folder)
         self._model = load_model(folder, model).eval()
-        self._ends = self._end_tokens()
         # Hub models bring sampling of their own, such as a repetition penalty. The settings alone decide.
         self._model.generation_config = GenerationConfig()
-        self._context = int(getattr(self._model.config, "max_position_embeddings", 0) or 1 << 30)
 
     @property
     def model_digest(self) -> str:
@@ -46,27 +45,19 @@ class TransformersEngine:
         return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        encoded = [self._encode(position, request) for position, request in enumerate(requests)]
-        completions: list[Completion | None] = [None] * len(requests)
-        for batch in self._batches(requests, encoded):
-            for index, completion in zip(batch, self._generate_batch(requests, encoded, batch), strict=True):
-                completions[index] = completion
-        return [completion for completion in completions if completion is not None]
+        encoded = [self._prompts.encode(request) for request in requests]
+        completions = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, Completion)}
+        prompts = {i: prompt for i, prompt in enumerate(encoded) if not isinstance(prompt, Completion)}
+        for batch in self._batches(requests, prompts):
+            completions |= zip(batch, self._generate_batch(requests, prompts, batch), strict=True)
+        return [completions[i] for i in range(len(requests))]
 
-    def _encode(self, position: int, request: GenerationRequest) -> list[int]:
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        if len(ids) + request.sampling.max_new_tokens > self._context:
-            raise GenerationError(
-                f"request {position}: {len(ids)} prompt tokens and {request.sampling.max_new_tokens} new ones exceed "
-                f"the model's context of {self._context}. Shorten the seed row, or lower max_new_tokens."
-            )
-        return ids
+    def close(self) -> None:
+        self._model = None
 
-    def _batches(self, requests: Sequence[GenerationRequest], encoded: Sequence[list[int]]) -> Iterator[list[int]]:
+    def _batches(self, requests: Sequence[GenerationRequest], encoded: Mapping[int, list[int]]) -> Iterator[list[int]]:
         """Indices of requests that go together: same sampling, similar length, within the limits of the settings."""
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].sampling.model_dump_json(), len(encoded[i]), i))
+        order = sorted(encoded, key=lambda i: (requests[i].sampling.model_dump_json(), len(encoded[i]), i))
         batch: list[int] = []
         for index in order:
             sampling = requests[index].sampling
@@ -81,13 +72,13 @@ class TransformersEngine:
             yield batch
 
     def _generate_batch(
-        self, requests: Sequence[GenerationRequest], encoded: Sequence[list[int]], batch: Sequence[int]
+        self, requests: Sequence[GenerationRequest], encoded: Mapping[int, list[int]], batch: Sequence[int]
     ) -> list[Completion]:
         import torch
         from transformers import LogitsProcessorList
 
         sampling = requests[batch[0]].sampling
-        pad, ends = self._tokenizer.pad_token_id, self._ends
+        pad, ends = self._prompts.pad, self._prompts.ends
         width = max(len(encoded[i]) for i in batch)
         ids = torch.full((len(batch), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -116,19 +107,9 @@ class TransformersEngine:
                 f"{sampling.max_new_tokens} new ones each: lower engine.max_batch_tokens, which is "
                 f"{self._settings.max_batch_tokens:,}. Texts of earlier shards are kept."
             ) from error
-        completions = []
-        for row, index in enumerate(batch):
-            new = output[row, width:].tolist()
-            end = next((i for i, token in enumerate(new) if token in ends), None)
-            text = self._tokenizer.decode(new if end is None else new[:end], skip_special_tokens=False)
-            used = len(new) if end is None else end + 1
-            completions.append(Completion(text, "length" if end is None else "stop", len(encoded[index]), used))
-        return completions
-
-    def _end_tokens(self) -> set[int]:
-        configured = self._model.generation_config.eos_token_id
-        ends = {configured} if isinstance(configured, int) else set(configured or ())
-        return ends | {self._tokenizer.eos_token_id}
+        return [
+            self._prompts.completion(encoded[index], output[row, width:].tolist()) for row, index in enumerate(batch)
+        ]
 
 
 def _seeded_nucleus(seeds: Sequence[int], sampling: SamplingSettings, prompt_width: int) -> Any:
