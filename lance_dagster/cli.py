@@ -69,6 +69,28 @@ def report(experiment: str) -> None:
     click.echo(_table(_experiment(experiment)))
 
 
+@main.command()
+@click.argument("experiment", default="mini")
+@click.option("--keep-gb", type=click.FloatRange(min=0.0), help="Remove the least recently used until the rest fits.")
+@click.option("--unused-days", type=click.FloatRange(min=0.0), help="Remove what was not used for so many days.")
+def cache(experiment: str, keep_gb: float | None, unused_days: float | None) -> None:
+    """Show the cached completions of EXPERIMENT by model and kind, and prune them.
+
+    Removing them loses no result: a stage that is run again generates what is missing.
+    """
+    from lance_dagster.engines.completion_cache import CompletionCache
+    from lance_dagster.report.cache_table import cache_table
+
+    store = _experiment(experiment).store
+    completions = CompletionCache(store.cache, lambda line: click.echo(line, err=True))
+    if keep_gb is not None or unused_days is not None:
+        most = None if keep_gb is None else int(keep_gb * (1 << 30))
+        removed = completions.prune(most, unused_days)
+        size = sum(shard.size for shard in removed) / (1 << 20)
+        click.echo(f"removed {sum(shard.rows for shard in removed):,} completions, {size:.1f} MiB")
+    click.echo(cache_table(completions.shards(), store))
+
+
 @main.group()
 def mini() -> None:
     """The embedded world: rebuild its base model or its data files."""

@@ -170,6 +170,12 @@ class EngineSettings(Section):
     max_failed_share: float = Field(
         0.05, ge=0.0, le=1.0, description="share of a stage's requests that may fail before the stage does"
     )
+    cache_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="GiB of completions that are kept per experiment, the last used first; all if unset "
+        "(`lance-dagster cache`)",
+    )
     max_batch_rows: int = Field(256, ge=1, description="transformers: prompts in one forward pass")
     max_batch_tokens: int = Field(
         65_536, ge=1, description="transformers: padded prompt and new tokens in one forward pass"

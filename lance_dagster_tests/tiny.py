@@ -49,7 +49,7 @@ def tiny_settings(root: Path, **changes: Mapping[str, Any] | int | str) -> dict[
     }
     settings["evaluation"] = {**shipped["evaluation"], "tasks": ["mini_dev"], "limit": 60, "drift_rows": 16}
     for section, values in changes.items():
-        settings[section] = {**settings[section], **values} if isinstance(values, Mapping) else values
+        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, Mapping) else values
     return settings
 
 

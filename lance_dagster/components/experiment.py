@@ -19,6 +19,7 @@ from upath import UPath
 from lance_dagster.construction.policy import PolicyModel, manifest_of, open_ancestor
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.engines.completion_cache import CompletionCache
 from lance_dagster.engines.engine import TextEngine
 from lance_dagster.engines.registry import ENGINES, engine_identity, engine_kind
 from lance_dagster.errors import LanceError
@@ -153,6 +154,17 @@ class Experiment:
                 engine.max_failed_share,
             )
             yield StepContext(policy.iteration, self.settings, self.prompts, runner, context.log.info), policy
+        self._prune_cache(context.log.info)
+
+    def _prune_cache(self, log: Callable[[str], None]) -> None:
+        """Keep the size limit of the settings, once a stage has what it needs."""
+        limit = self.settings.engine.cache_gb
+        if limit is None:
+            return
+        removed = CompletionCache(self.store.cache, log).prune(most_bytes=int(limit * (1 << 30)))
+        if removed:
+            rows = sum(shard.rows for shard in removed)
+            log(f"completions over engine.cache_gb ({limit:g}): removed {rows:,} rows that were not used for longest")
 
 
 def table_result(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult[pa.Table]:

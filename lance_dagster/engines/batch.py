@@ -1,8 +1,8 @@
 """Running many requests through an engine: in shards that are kept, with progress and accounting.
 
-A completion is kept under the digest of everything that decides it: model, engine, prompt, sampling, seed. Shards of
-them are written as they are generated, so a stage that was killed resumes at its first unwritten shard, and only
-requests that were never answered cost anything: a changed threshold generates nothing anew.
+A completion is kept under the digest of everything that decides it (completion_cache.py). Shards of them are written as
+they are generated, so a stage that was killed resumes at its first unwritten shard, and only requests that were never
+answered cost anything: a changed threshold generates nothing anew, more samples only the missing ones.
 """
 
 from __future__ import annotations
@@ -11,24 +11,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from upath import UPath
 
+from lance_dagster.engines.completion_cache import CompletionCache
 from lance_dagster.engines.engine import Completion, GenerationRequest, TextEngine
-from lance_dagster.errors import ArtifactError, GenerationError
+from lance_dagster.errors import GenerationError
+from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.storage.files import json_digest
-from lance_dagster.storage.tables import read_table, write_table
 
-_COMPLETIONS = pa.schema(
-    [
-        ("request", pa.string()),  # digest of the request and the engine; the model is the folder's name
-        ("text", pa.string()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-    ]
-)
+# Part of every request's digest. Raise it when chat_prompts.py makes another prompt of the same messages.
+_RENDERING = 1
 
 
 @dataclass
@@ -86,9 +78,9 @@ class BatchRunner:
         ``what`` ('review') names the work in progress lines and errors, and the cache's folder. Raises GenerationError
         where the engine fails, or more than ``max_failed_share`` of the requests do; the shards so far stay.
         """
-        folder = self.cache / self.model_digest / what
-        keys = [self._key(request) for request in requests]
-        completions = self._cached(folder, keys)
+        cache = CompletionCache(self.cache, self.log)
+        keys = self._keys(requests)
+        completions = cache.find(self.model_digest, what, keys)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in completions}
         cached = len(requests) - len(missing)
         if cached:
@@ -98,7 +90,10 @@ class BatchRunner:
         for start in range(0, len(unanswered), self.shard_rows):
             shard = {key: missing[key] for key in unanswered[start : start + self.shard_rows]}
             done = start + len(shard)
-            generated = self._generated(folder, shard, f"{what}, requests {start}..{done - 1} of {len(missing)}")
+            generated = self._generated(shard, f"{what}, requests {start}..{done - 1} of {len(missing)}")
+            answered = {key: answer for key, answer in generated.items() if answer.error is None}
+            if answered:
+                cache.add(self.model_digest, what, answered)
             completions |= generated
             failures |= {key: answer for key, answer in generated.items() if answer.error is not None}
             self._check_failures(what, keys, failures)
@@ -113,27 +108,7 @@ class BatchRunner:
         self.usage.failed += sum(answer.error is not None for answer in answers)
         return answers
 
-    def _cached(self, folder: UPath, keys: Sequence[str]) -> dict[str, Completion]:
-        """What earlier runs kept of these requests. A shard that cannot be read is reported and does not count."""
-        found: dict[str, Completion] = {}
-        if not keys or not folder.exists():
-            return found
-        wanted = pa.array(set(keys), pa.string())
-        for path in sorted(folder.glob("*.parquet")):
-            try:
-                shard = read_table(path)
-            except ArtifactError as error:
-                self.log(f"cached completions are unreadable and will be generated again: {error}")
-                continue
-            if not shard.schema.equals(_COMPLETIONS):
-                self.log(f"cached completions of another layout are left alone: {path}")
-                continue
-            for row in shard.filter(pc.is_in(shard["request"], wanted)).to_pylist():
-                key = row.pop("request")
-                found[key] = Completion(**row)
-        return found
-
-    def _generated(self, folder: UPath, shard: Mapping[str, GenerationRequest], what: str) -> dict[str, Completion]:
+    def _generated(self, shard: Mapping[str, GenerationRequest], what: str) -> dict[str, Completion]:
         engine = self._loaded()
         started = time.monotonic()
         try:
@@ -148,11 +123,6 @@ class BatchRunner:
             )
         self.usage.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
         self.usage.completion_tokens += sum(completion.completion_tokens for completion in completions)
-        answered = {key: answer for key, answer in zip(shard, completions, strict=True) if answer.error is None}
-        columns = {name: [getattr(answer, name) for answer in answered.values()] for name in _COMPLETIONS.names[1:]}
-        if answered:
-            table = pa.table({"request": list(answered), **columns}, schema=_COMPLETIONS)
-            write_table(folder / f"{json_digest(list(answered))}.parquet", table)
         return dict(zip(shard, completions, strict=True))
 
     def _check_failures(self, what: str, keys: Sequence[str], failures: Mapping[str, Completion]) -> None:
@@ -178,5 +148,14 @@ class BatchRunner:
             self._engine = engine
         return self._engine
 
-    def _key(self, request: GenerationRequest) -> str:
-        return json_digest([self.engine_identity, list(request.messages), request.sampling.model_dump(), request.seed])
+    def _keys(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """The digest of each request. The samples of one row share their messages, which are hashed once."""
+        keys, prompt = [], ""
+        messages: tuple[Message, ...] | None = None
+        for request in requests:
+            if request.messages is not messages:
+                messages, prompt = request.messages, json_digest(list(request.messages))
+            sampling = request.sampling
+            decisive = [sampling.temperature, sampling.top_p, sampling.max_new_tokens, request.seed]
+            keys.append(json_digest([self.engine_identity, _RENDERING, prompt, *decisive]))
+        return keys
