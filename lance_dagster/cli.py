@@ -71,6 +71,20 @@ def report(experiment: str) -> None:
 
 @main.command()
 @click.argument("experiment", default="mini")
+@click.option("--iteration", type=click.IntRange(0, 98), help="The first one that is not complete if left out.")
+@click.option("--preview", default=32, show_default=True, type=click.IntRange(1), help="Seed rows to try it on.")
+def plan(experiment: str, iteration: int | None, preview: int) -> None:
+    """Predict calls, tokens, time and cost of the coming iteration of EXPERIMENT.
+
+    A few seeds go through the construction of that iteration; their texts stay in the cache for the real run.
+    """
+    from lance_dagster.components.planning import plan_text
+
+    click.echo(plan_text(_experiment(experiment), iteration, preview, lambda line: click.echo(line, err=True)))
+
+
+@main.command()
+@click.argument("experiment", default="mini")
 @click.option("--keep-gb", type=click.FloatRange(min=0.0), help="Remove the least recently used until the rest fits.")
 @click.option("--unused-days", type=click.FloatRange(min=0.0), help="Remove what was not used for so many days.")
 def cache(experiment: str, keep_gb: float | None, unused_days: float | None) -> None:

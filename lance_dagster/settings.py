@@ -158,6 +158,15 @@ class OpenAISettings(Section):
     start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until a server of its own has to answer")
 
 
+class PriceSettings(Section):
+    """What generation costs, for the accounts and the budget. The default costs nothing."""
+
+    input_per_million: float = Field(0.0, ge=0.0, description="price of a million prompt tokens")
+    output_per_million: float = Field(0.0, ge=0.0, description="price of a million generated tokens")
+    per_hour: float = Field(0.0, ge=0.0, description="price of an hour of the machine while the engine works")
+    currency: Text = Field("USD", description="what the prices are in")
+
+
 class EngineSettings(Section):
     """How text is generated."""
 
@@ -169,6 +178,10 @@ class EngineSettings(Section):
     shard_rows: int = Field(1024, ge=1, description="requests that are generated, then kept on disk, at a time")
     max_failed_share: float = Field(
         0.05, ge=0.0, le=1.0, description="share of a stage's requests that may fail before the stage does"
+    )
+    price: PriceSettings = PriceSettings()
+    max_stage_cost: float | None = Field(
+        None, ge=0.0, description="a stage stops before its generation costs more; no limit if unset", examples=[20.0]
     )
     cache_gb: float | None = Field(
         None,

@@ -106,7 +106,7 @@ def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
         return table_result(
             table,
             {
-                **step.runner.usage.metadata(),
+                **step.runner.metadata(),
                 **_score_metadata(table),
                 **{f"branch/{name}": branches[name] for name in ("instruction", "preference", "none")},
                 "score/histogram": _histogram(table, f"Seed_{step.iteration}: review scores"),
@@ -141,7 +141,7 @@ def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         with experiment.step(context) as (step, _):
             table = experiment.method.instruction_candidates(step, reviewed_seed)
-        return table_result(table, {**step.runner.usage.metadata(), **_generated_metadata(table)})
+        return table_result(table, {**step.runner.metadata(), **_generated_metadata(table)})
 
     return instruction_candidates
 
@@ -169,7 +169,7 @@ def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         with experiment.step(context) as (step, _):
             table = experiment.method.preference_candidates(step, reviewed_seed)
-        return table_result(table, {**step.runner.usage.metadata(), **_generated_metadata(table)})
+        return table_result(table, {**step.runner.metadata(), **_generated_metadata(table)})
 
     return preference_candidates
 
@@ -227,7 +227,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
         return table_result(
             table,
             {
-                **step.runner.usage.metadata(),
+                **step.runner.metadata(),
                 **_score_metadata(table),
                 **{f"funnel/{name}": count for name, count in counts.items()},
                 "contamination/questions": len(questions),

@@ -13,44 +13,16 @@ from dataclasses import dataclass, field
 
 from upath import UPath
 
+from lance_dagster.engines.accounting import Usage
 from lance_dagster.engines.completion_cache import CompletionCache
 from lance_dagster.engines.engine import Completion, GenerationRequest, TextEngine
 from lance_dagster.errors import GenerationError
 from lance_dagster.prompts.prompt_sets import Message
+from lance_dagster.settings import PriceSettings
 from lance_dagster.storage.files import json_digest
 
 # Part of every request's digest. Raise it when chat_prompts.py makes another prompt of the same messages.
 _RENDERING = 1
-
-
-@dataclass
-class Usage:
-    """What a stage cost. Tokens and seconds count what was generated now; ``truncated`` counts cached texts too.
-
-    ``cached_requests``: answered without generating, from the cache or as a repetition within the stage.
-    """
-
-    requests: int = 0
-    cached_requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    truncated: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-
-    def metadata(self) -> dict[str, float | int]:
-        """Stable keys for asset metadata; ``tokens_per_second`` counts generated tokens that were not cached."""
-        rate = self.completion_tokens / self.seconds if self.seconds else 0.0
-        return {
-            "generation/requests": self.requests,
-            "generation/cached_requests": self.cached_requests,
-            "generation/prompt_tokens": self.prompt_tokens,
-            "generation/completion_tokens": self.completion_tokens,
-            "generation/truncated": self.truncated,
-            "generation/failed": self.failed,
-            "generation/seconds": round(self.seconds, 3),
-            "generation/tokens_per_second": round(rate, 1),
-        }
 
 
 @dataclass
@@ -59,7 +31,8 @@ class BatchRunner:
 
     ``load`` is called at the first request that is not in the cache, so a cached stage loads no model. What it
     returns must be of ``model_digest`` and ``engine_identity``, under which the completions are kept. Requests that
-    failed are not kept, so another run tries them again.
+    failed are not kept, so another run tries them again. ``record`` is told the usage after every shard; once the next
+    request could bring its cost over ``max_cost``, the stage stops.
     """
 
     load: Callable[[], TextEngine]
@@ -69,6 +42,9 @@ class BatchRunner:
     shard_rows: int
     log: Callable[[str], None]
     max_failed_share: float = 0.0
+    price: PriceSettings = field(default_factory=PriceSettings)
+    max_cost: float | None = None
+    record: Callable[[Usage], None] = lambda usage: None
     usage: Usage = field(default_factory=Usage)
     _engine: TextEngine | None = None
 
@@ -87,14 +63,19 @@ class BatchRunner:
             self.log(f"{what}: {cached}/{len(requests)} from the cache")
         unanswered = list(missing)
         failures: dict[str, Completion] = {}
-        for start in range(0, len(unanswered), self.shard_rows):
-            shard = {key: missing[key] for key in unanswered[start : start + self.shard_rows]}
-            done = start + len(shard)
+        self.usage.requests += len(requests)
+        self.usage.cached_requests += cached
+        done = 0
+        while done < len(unanswered):
+            start = done
+            shard = self._affordable(what, {key: missing[key] for key in unanswered[start : start + self.shard_rows]})
+            done += len(shard)
             generated = self._generated(shard, f"{what}, requests {start}..{done - 1} of {len(missing)}")
             answered = {key: answer for key, answer in generated.items() if answer.error is None}
             if answered:
                 cache.add(self.model_digest, what, answered)
             completions |= generated
+            self.record(self.usage)
             failures |= {key: answer for key, answer in generated.items() if answer.error is not None}
             self._check_failures(what, keys, failures)
             self.log(
@@ -102,11 +83,15 @@ class BatchRunner:
                 f" ({self.usage.completion_tokens:,} tokens in {self.usage.seconds:.1f} s)"
             )
         answers = [completions[key] for key in keys]
-        self.usage.requests += len(requests)
-        self.usage.cached_requests += cached
         self.usage.truncated += sum(answer.finish_reason == "length" for answer in answers)
+        self.usage.answered_prompt_tokens += sum(answer.prompt_tokens for answer in answers)
+        self.usage.answered_completion_tokens += sum(answer.completion_tokens for answer in answers)
         self.usage.failed += sum(answer.error is not None for answer in answers)
         return answers
+
+    def metadata(self) -> dict[str, float | int]:
+        """The usage so far as asset metadata."""
+        return self.usage.metadata(self.price)
 
     def _generated(self, shard: Mapping[str, GenerationRequest], what: str) -> dict[str, Completion]:
         engine = self._loaded()
@@ -121,6 +106,7 @@ class BatchRunner:
                 f"{what}: the engine {self.engine_identity} gave {len(completions)} completions for {len(shard)} "
                 "requests. Nothing of them was kept; run the asset again, and report it if it stays."
             )
+        self.usage.generated_requests += len(shard)
         self.usage.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
         self.usage.completion_tokens += sum(completion.completion_tokens for completion in completions)
         return dict(zip(shard, completions, strict=True))
@@ -137,9 +123,26 @@ class BatchRunner:
             "What was answered is kept; another run asks only the others."
         )
 
+    def _affordable(self, what: str, shard: dict[str, GenerationRequest]) -> dict[str, GenerationRequest]:
+        """The first of these requests that cannot bring the stage over its budget, at the most that they can cost."""
+        keys, spent = list(shard), self.usage.cost(self.price)
+        if self.max_cost is None:
+            return shard
+        while keys and spent + self.usage.bound(self.price, [shard[key] for key in keys]) > self.max_cost:
+            keys = keys[: len(keys) // 2]
+        if not keys:
+            raise GenerationError(
+                f"{what}: the stage has spent {spent:.6g} {self.price.currency}, and the next request could bring it "
+                f"over engine.max_stage_cost, {self.max_cost:g}. What was answered is kept: raise the budget and run "
+                "the asset again to go on."
+            )
+        return {key: shard[key] for key in keys}
+
     def _loaded(self) -> TextEngine:
         if self._engine is None:
+            started = time.monotonic()
             engine = self.load()
+            self.usage.load_seconds += time.monotonic() - started
             if (engine.identity, engine.model_digest) != (self.engine_identity, self.model_digest):
                 raise GenerationError(
                     f"the engine {engine.identity!r} with model {engine.model_digest} was loaded, but its texts would "

@@ -60,3 +60,14 @@ def engine_identity(kind: str, engine: EngineSettings, model: ModelSettings) -> 
     if kind == "openai":
         return openai_identity(model, engine)
     return f"{kind}/{model.dtype}"
+
+
+def gpus_of(kind: str, engine: EngineSettings, model: ModelSettings) -> int:
+    """How many GPUs of this machine or cluster the engine holds while it is loaded."""
+    if model.device == "cpu" or (kind == "openai" and engine.openai.base_url is not None):
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    return 1 if kind == "transformers" else engine.vllm.tensor_parallel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lance_dagster.prompts.prompt_sets import PromptSet
+from lance_dagster.report.costs import iteration_cost
 from lance_dagster.report.summary import IterationTables, Summary, build_summary
 from lance_dagster.settings import EvolutionSettings
 from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key
@@ -19,7 +20,9 @@ def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptS
     baseline = read_table(store.table("baseline_scores"))
     found = [_iteration(store, iteration) for iteration in range(settings.iterations)]
     complete = [tables for tables in found if tables is not None]
-    return build_summary(store.experiment, settings.method, baseline, complete, _notes(settings, prompts))
+    currency = settings.engine.price.currency
+    costs = [iteration_cost(store, tables.iteration, tables.candidate_ledger, currency) for tables in complete]
+    return build_summary(store.experiment, settings.method, baseline, complete, _notes(settings, prompts), costs)
 
 
 def _iteration(store: ExperimentStore, iteration: int) -> IterationTables | None:

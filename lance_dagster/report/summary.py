@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_dagster.errors import EvaluationError
+from lance_dagster.report.costs import IterationCost
 from lance_dagster.report.funnel import Funnel, build_funnel
 from lance_dagster.report.headline import headline
 from lance_dagster.report.samples import Samples, pick_samples
@@ -54,6 +55,7 @@ class Summary:
     drift: tuple[DriftRow, ...]
     samples: tuple[Samples, ...]
     notes: tuple[str, ...]
+    costs: tuple[IterationCost, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Every figure as plain JSON values; ValueError if one is not finite."""
@@ -67,6 +69,7 @@ def build_summary(
     baseline: pa.Table,
     iterations: Sequence[IterationTables],
     notes: Sequence[str] = (),
+    costs: Sequence[IterationCost] = (),
 ) -> Summary:
     """Summarise an experiment from its baseline scores (stages base, initial, initial_again) and evaluated iterations.
 
@@ -89,6 +92,7 @@ def build_summary(
         drift=tuple(row for tables in iterations for row in _drift_rows(tables.drift)),
         samples=tuple(pick_samples(t.iteration, t.candidate_ledger, t.sft_set, t.preference_set) for t in iterations),
         notes=tuple(notes),
+        costs=tuple(costs),
     )
 
 
