@@ -7,10 +7,14 @@ VLLM := $(VENV)/.vllm
 HOST ?= 127.0.0.1
 PORT ?= 3000
 ITERATIONS ?= 3
+EXPERIMENT ?= mini_discovery
+SEEDS ?= 3
+WORKERS ?= 2
 
-.PHONY: help demo test ui lint format bench vllm clean
+.PHONY: help demo mini-study test ui lint format bench vllm clean
 help:
 	@echo "make demo    run three iterations of LANCE with the embedded model and print the scores"
+	@echo "make mini-study   LANCE and five controls over three seeds, with paired comparisons (EXPERIMENT=mini for the repair world)"
 	@echo "make ui      web UI and daemon on http://$(HOST):$(PORT)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, mypy, definitions load"
@@ -42,6 +46,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 demo: $(READY)
 	$(BIN)/lance-dagster demo --iterations $(ITERATIONS)
+
+mini-study: $(READY)
+	$(BIN)/lance-dagster study $(EXPERIMENT) --seeds $(SEEDS) --iterations $(ITERATIONS) --workers $(WORKERS)
 
 ui: $(READY)
 	$(BIN)/dagster instance migrate >/dev/null

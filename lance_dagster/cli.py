@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -105,6 +105,45 @@ def cache(experiment: str, keep_gb: float | None, unused_days: float | None) -> 
     click.echo(cache_table(completions.shards(), store))
 
 
+@main.command()
+@click.argument("experiment", default="mini_discovery")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 50), help="Random seeds, from 0.")
+@click.option("--iterations", default=3, show_default=True, type=click.IntRange(1, 99), help="Iterations of each run.")
+@click.option("--only", multiple=True, help="A control, or `lance` for the experiment itself; all if not given.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Runs beside each other.")
+@click.option("--task", help="Score on this task instead, for example a development set to choose settings on.")
+@click.option("--fresh", is_flag=True, help="Forget what was run before.")
+def study(
+    experiment: str, seeds: int, iterations: int, only: tuple[str, ...], workers: int, task: str | None, fresh: bool
+) -> None:
+    """Run EXPERIMENT and its controls over several seeds and write one table of paired comparisons.
+
+    Started again, it goes on where it was stopped. The controls are the YAML files in lance_dagster/study/controls.
+    """
+    import shutil
+
+    from lance_dagster.settings import merged
+    from lance_dagster.study.controls import variant_named, variants
+    from lance_dagster.study.study import Study, run_study
+    from lance_dagster.study.tables import write_study
+
+    started = time.monotonic()
+    found = _experiment(experiment)
+    chosen = [variant_named(name) for name in only] or variants()
+    plain = found.settings.model_dump(mode="json", exclude_unset=True)
+    name = experiment if task is None else f"{experiment}_{task}"
+    if task is not None:
+        plain = merged(plain, {"evaluation": {"tasks": [task]}})
+    plan = Study(name, plain, found.root, chosen, range(seeds), iterations)
+    folder = plan.folder
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    outcomes = run_study(plan, workers, lambda text: click.echo(text, err=True))
+    files = write_study(folder, outcomes)
+    click.echo(files.markdown.read_text(encoding="utf-8"))
+    click.echo(f"{len(outcomes)} runs in {time.monotonic() - started:.0f} s. Written to {files.markdown}, {files.json}")
+
+
 @main.group()
 def mini() -> None:
     """The embedded world: rebuild its base model or its data files."""
@@ -113,16 +152,41 @@ def mini() -> None:
 @mini.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
+    "--world",
+    type=click.Choice(["repair", "discovery"]),
+    default="repair",
+    show_default=True,
+    help="The base model of the experiment `mini`, or of `mini_discovery`.",
+)
+@click.option(
     "--steps", type=click.IntRange(1), help="Fewer steps for a quick look; the shipped weights use the default."
 )
-def pretrain(out: Path, steps: int | None) -> None:
-    """Build tokenizer and weights of the mini base model from nothing into OUT (about 40 minutes on two cores)."""
+def pretrain(out: Path, world: Literal["repair", "discovery"], steps: int | None) -> None:
+    """Build tokenizer and weights of a mini base model from nothing into OUT (half an hour or more on two cores)."""
     from dataclasses import replace
 
-    from lance_dagster.mini.pretraining import PretrainingRecipe, pretrain
+    from lance_dagster.mini.pretraining import RECIPES, pretrain
 
-    recipe = PretrainingRecipe() if steps is None else replace(PretrainingRecipe(), steps=steps)
+    recipe = RECIPES[world] if steps is None else replace(RECIPES[world], steps=steps)
     pretrain(out, recipe, log=click.echo)
+
+
+@mini.command()
+@click.argument("experiment", default="mini")
+def measure(experiment: str) -> None:
+    """Measure the base model of EXPERIMENT against its world's oracle: accuracy, pass@8, reviewer AUC, as JSON."""
+    import json
+
+    from lance_dagster.mini.measure import measure_model
+    from lance_dagster.mini.pretraining import world_of_recipe
+    from lance_dagster.storage.experiment_store import resolve_path
+
+    found = _experiment(experiment)
+    folder = Path(resolve_path(found.settings.model.path, found.root))
+    if not (folder / "pretraining.json").is_file():
+        raise click.UsageError(f"the base model of {experiment}, {folder}, is not one of a mini world")
+    world = world_of_recipe(folder / "pretraining.json")
+    click.echo(json.dumps(measure_model(folder, "base", found.settings, found.prompts, world), indent=1))
 
 
 @mini.command()

@@ -27,3 +27,7 @@ class TrainingError(LanceError):
 
 class EvaluationError(LanceError):
     """A task cannot be evaluated."""
+
+
+class StudyError(LanceError):
+    """A run of a study stopped."""

@@ -355,6 +355,15 @@ class EvolutionSettings(Section):
     evaluation: EvaluationSettings
 
 
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings with ``changes`` in them: sections are merged name by name, anything else is replaced."""
+    out = dict(settings)
+    for name, value in changes.items():
+        inner = out.get(name)
+        out[name] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
 def parse_settings(values: dict[str, Any]) -> EvolutionSettings:
     """Validate plain values. Raises SettingsError with one line per wrong setting: name, value, what is allowed."""
     try:

@@ -89,7 +89,7 @@ def test_the_graph_is_the_one_that_the_readme_promises() -> None:
         "drift": {"policy_model", "dpo_checkpoint", "seed_instructions"},
         "evolution_report": {"baseline_scores", "eval_scores", "drift"},
     }
-    for experiment in ("mini", "qwen2_7b"):
+    for experiment in ("mini", "mini_discovery", "qwen2_7b"):
         found = {
             key.path[1]: {parent.path[1] for parent in graph.get(key).parent_keys}
             for key in graph.get_all_asset_keys()

@@ -51,7 +51,12 @@ def tokens_per_second(earlier: Spent, preview: Usage) -> tuple[float, str]:
 
 def table(stages: Sequence[Expected], rate: float, price: PriceSettings) -> str:
     """One line per stage and their sum; a dash for a time that is not known."""
-    total = Expected("all", *(sum(stage[i] for stage in stages) for i in (1, 2, 3)))
+    total = Expected(
+        "all",
+        sum(stage.calls for stage in stages),
+        sum(stage.prompt_tokens for stage in stages),
+        sum(stage.completion_tokens for stage in stages),
+    )
     lines = [f"{'stage':<24}{'calls':>10}{'tokens in':>14}{'tokens out':>14}{'seconds':>10}{'cost':>16}"]
     for stage in (*stages, total):
         seconds = stage.completion_tokens / rate if rate else 0.0

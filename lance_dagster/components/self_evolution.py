@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import dagster as dg
+import yaml
 from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
@@ -15,14 +17,18 @@ from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.parquet_io import ParquetIOManager
 from lance_dagster.components.training_assets import training_assets
 from lance_dagster.errors import SettingsError
-from lance_dagster.settings import EvolutionSettings, Section, parse_settings
+from lance_dagster.settings import EvolutionSettings, Section, merged, parse_settings
 
 
 class _SchemaOfSettings:
-    """For editors and `dg check yaml`, plain values have the JSON schema of EvolutionSettings."""
+    """For editors and `dg check yaml`, plain values have the JSON schema of EvolutionSettings.
+
+    Nothing in it is required: what a file leaves out may come from the experiment that it extends.
+    """
 
     def __get_pydantic_json_schema__(self, plain: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return handler(EvolutionSettings.__pydantic_core_schema__)
+        schema = handler.resolve_ref_schema(handler(EvolutionSettings.__pydantic_core_schema__))
+        return {name: value for name, value in schema.items() if name != "required"}
 
 
 class ExperimentFile(Section):
@@ -35,7 +41,10 @@ class ExperimentFile(Section):
     experiment: str = Field(
         pattern=r"^[a-z][a-z0-9_]{0,40}$", description="name of the folder: prefix of the asset keys, and the group"
     )
-    settings: Annotated[dict[str, Any], _SchemaOfSettings()]
+    extends: str | None = Field(
+        None, description="another experiment's folder: its settings hold wherever this file does not say otherwise"
+    )
+    settings: Annotated[dict[str, Any], _SchemaOfSettings()] = Field(default_factory=dict)
 
 
 class SelfEvolution(dg.Component):
@@ -59,7 +68,8 @@ class SelfEvolution(dg.Component):
                 f"{file}: experiment is {attributes.experiment!r}, but its folder is {context.path.name!r}. Give both "
                 "the same name."
             )
-        values = context.resolution_context.at_path("attributes").resolve_value(attributes.settings, as_type=dict)
+        plain = inherited(attributes, file)
+        values = context.resolution_context.at_path("attributes").resolve_value(plain, as_type=dict)
         try:
             return cls(attributes.experiment, parse_settings(values))
         except SettingsError as error:
@@ -67,6 +77,29 @@ class SelfEvolution(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return experiment_definitions(Experiment(self.experiment, self.settings, context.project_root))
+
+
+def inherited(attributes: ExperimentFile, file: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Plain settings of a file over those that it extends. SettingsError for a missing file or a circle."""
+    if attributes.extends is None:
+        return attributes.settings
+    parent = file.parent.parent / attributes.extends / file.name
+    line = (*children, file)
+    if parent in line:
+        circle = " extends ".join(path.parent.name for path in (*line, parent))
+        raise SettingsError(f"{file}: {circle}, which is a circle; one of them must stand alone")
+    return merged(inherited(experiment_file(parent, file), parent, line), attributes.settings)
+
+
+def experiment_file(file: Path, wanted_by: Path) -> ExperimentFile:
+    """The attributes of another defs.yaml; SettingsError if it is missing or is no experiment."""
+    if not file.is_file():
+        known = ", ".join(sorted(path.parent.name for path in file.parent.parent.glob(f"*/{file.name}")))
+        raise SettingsError(f"{wanted_by}: extends {file.parent.name!r}, but there is no {file}; there are {known}")
+    try:
+        return ExperimentFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["attributes"])
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"{wanted_by}: extends {file}, which is not the file of an experiment: {error}") from error
 
 
 def experiment_definitions(experiment: Experiment) -> dg.Definitions:

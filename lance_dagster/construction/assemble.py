@@ -14,6 +14,7 @@ from lance_dagster.construction.review import exceeds, reaches
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import PREFERENCE_SET, SFT_SET, row_id, table_of
+from lance_dagster.settings import ConstructionSettings
 
 SEED_ITERATION = -1  # the ``iteration`` of rows that no iteration wrote
 
@@ -143,7 +144,7 @@ def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, e
     if earlier is not None and settings.training.accumulate:
         rows += earlier.to_pylist()
     if settings.construction.pairs == "own_responses":
-        new = _own_response_pairs(ledger, settings.construction.preference_gap)
+        new = _own_response_pairs(ledger, settings.construction)
     elif settings.construction.acceptance == "all":
         new = _unrewarded_pairs(ledger)
     else:
@@ -199,19 +200,22 @@ def _unrewarded_pairs(ledger: pa.Table) -> list[PromptedPair]:
     return pairs
 
 
-def _own_response_pairs(ledger: pa.Table, gap: float) -> list[PromptedPair]:
+def _own_response_pairs(ledger: pa.Table, construction: ConstructionSettings) -> list[PromptedPair]:
     """The best and the worst rewarded of the model's own responses to each new instruction.
 
-    Rows below the acceptance score may be the rejected side: they are dropped from D^s, not from D^p.
+    Rows below the acceptance score may be the rejected side: they are dropped from D^s, not from D^p. Where rewards
+    do not count (``acceptance: all``) the first response is preferred to the last, an order that says nothing.
     """
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for row in ledger.to_pylist():
         if row["kind"] == "response" and row["stage"] == "acceptance":
             groups[(row["seed_id"], row["instruction"])].append(Candidate.of_row(row))
+    if construction.acceptance == "all":
+        return [(*key, Pair(own[0], own[-1])) for key, own in groups.items() if len(own) > 1]
     return [
         (seed_id, instruction, pair)
         for (seed_id, instruction), responses in groups.items()
-        for pair in preference_pairs(responses, gap)[:1]
+        for pair in preference_pairs(responses, construction.preference_gap)[:1]
     ]
 
 

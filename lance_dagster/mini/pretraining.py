@@ -51,20 +51,27 @@ RECIPES: Mapping[WorldName, PretrainingRecipe] = {
     "repair": PretrainingRecipe(),
     "discovery": PretrainingRecipe(
         world="discovery",
+        steps=14_000,
+        threads=1,
         mix=DocumentMix(
-            answer=0.2,
-            review=0.6,
+            answer=0.35,
+            review=0.45,
             new_instruction=0.12,
             flawed_response=0.08,
             slow_families=0.0,
             chat=1.0,
-            answer_pool=1200,
+            answer_pool=1600,
             pool_noise=0.1,
         ),
         # Few tokens decide a review, and they are learned last: they count for more.
         verdict_weight=8.0,
     ),
 }
+
+
+def world_of_recipe(file: Path) -> World:
+    """The world that a base model was made in, by its ``pretraining.json``."""
+    return world_named(json.loads(file.read_text(encoding="utf-8"))["recipe"].get("world", "repair"))
 
 
 def new_model(recipe: PretrainingRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -164,7 +171,10 @@ def _response_loss(
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = labels[:, 1:]
     chosen = targets != -100
-    losses = F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="none")
+    logits = model.lm_head(hidden[chosen])
+    if bool((weights == 1.0).all()):  # the plain mean, which rounds as the weights that ship were trained with
+        return F.cross_entropy(logits, targets[chosen])
+    losses = F.cross_entropy(logits, targets[chosen], reduction="none")
     return (losses * weights[:, 1:][chosen]).sum() / losses.numel()
 
 

@@ -60,6 +60,23 @@ def test_own_responses_pair_the_best_with_the_worst_of_each_new_instruction(tmp_
     assert [ids[parent]["response"] for parent in pairs[0]["parent_ids"]] == ["C, worth 10", "B, worth 1"]
 
 
+def test_without_rewards_own_responses_are_paired_in_the_order_they_came(tmp_path: Path) -> None:
+    made = bench(
+        tmp_path,
+        instructions=["Tell me more of ice and of snow."],
+        responses=["A, worth 1", "B, worth none", "C, worth 10"],
+        construction={
+            "samples": 1,
+            "responses_per_instruction": 3,
+            "pairs": "own_responses",
+            "acceptance": "all",
+        },
+    )
+    reviewed, ledger = made.tables(LOW)
+    pairs = preference_set(made.context, ledger, reviewed, None).to_pylist()
+    assert [(row["chosen"], row["rejected"]) for row in pairs] == [("A, worth 1", "C, worth 10")]
+
+
 @pytest.mark.parametrize(
     ("training", "construction", "instructions", "flawed"),
     [

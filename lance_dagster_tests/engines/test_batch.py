@@ -304,7 +304,7 @@ def test_usage_counts_what_was_asked_generated_and_cut_off(tmp_path: Path) -> No
     assert usage.seconds > 0
     bench.generate(REQUESTS[:1])
     assert (usage.requests, usage.cached_requests, usage.truncated) == (26, 11, 6)
-    metadata = usage.metadata()
+    metadata = bench.runner.metadata()
     assert metadata["generation/requests"] == 26
     assert metadata["generation/tokens_per_second"] == pytest.approx(30 / usage.seconds, abs=0.1)
 
@@ -313,7 +313,7 @@ def test_a_cached_stage_costs_nothing(tmp_path: Path) -> None:
     Bench(tmp_path).generate()
     again = Bench(tmp_path)
     again.generate()
-    assert again.runner.usage.metadata() == {
+    assert again.runner.metadata() == {
         "generation/requests": 25,
         "generation/cached_requests": 25,
         "generation/prompt_tokens": 0,
@@ -321,7 +321,10 @@ def test_a_cached_stage_costs_nothing(tmp_path: Path) -> None:
         "generation/truncated": 0,
         "generation/failed": 0,
         "generation/seconds": 0.0,
+        "generation/wall_seconds": 0.0,
+        "generation/gpu_seconds": 0.0,
         "generation/tokens_per_second": 0.0,
+        "generation/cost": 0.0,
     }
 
 
