@@ -346,6 +346,11 @@ class EvolutionSettings(Section):
     method: Literal["lance", "replay"] = Field("lance", description="how data is built and the model trained")
     iterations: int = Field(4, ge=1, le=MAX_ITERATIONS, description="number of iteration partitions (N in the paper)")
     store: Text = Field("data/store", description="folder or fsspec URL under which artifacts are written")
+    executor: Literal["process_per_stage", "in_process"] = Field(
+        "process_per_stage",
+        description="the jobs run each stage in a process of its own, so that it gives all GPU memory back, or all in "
+        "one, which saves their imports",
+    )
     model: ModelSettings
     seed: SeedSettings
     prompts: PromptSettings = PromptSettings()
