@@ -26,7 +26,7 @@ PROMPTS, SAMPLES, BATCH, ROUNDS = 128, 4, 128, 3
 
 
 def requests() -> list[GenerationRequest]:
-    """Prompts of 10 to 300 tokens, most of them short; hot sampling makes answers of 2 to 100 tokens, most of them short."""
+    """Prompts of 10 to 300 tokens, most of them short; hot sampling makes answers of 2 to 100 tokens."""
     rng = random.Random(0)
     found = []
     for number in range(PROMPTS):

@@ -7,6 +7,7 @@ answered cost anything: a changed threshold generates nothing anew, more samples
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from lance_dagster.engines.accounting import Usage
 from lance_dagster.engines.completion_cache import CompletionCache
 from lance_dagster.engines.engine import Completion, GenerationRequest, TextEngine
 from lance_dagster.errors import GenerationError
-from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.settings import PriceSettings
 from lance_dagster.storage.files import json_digest
 
@@ -153,12 +153,13 @@ class BatchRunner:
 
     def _keys(self, requests: Sequence[GenerationRequest]) -> list[str]:
         """The digest of each request. The samples of one row share their messages, which are hashed once."""
-        keys, prompt = [], ""
-        messages: tuple[Message, ...] | None = None
+        keys, common = [], ""
+        last: GenerationRequest | None = None
         for request in requests:
-            if request.messages is not messages:
-                messages, prompt = request.messages, json_digest(list(request.messages))
-            sampling = request.sampling
-            decisive = [sampling.temperature, sampling.top_p, sampling.max_new_tokens, request.seed]
-            keys.append(json_digest([self.engine_identity, _RENDERING, prompt, *decisive]))
+            if last is None or request.messages is not last.messages or request.sampling is not last.sampling:
+                sampling = request.sampling
+                decisive = [sampling.temperature, sampling.top_p, sampling.max_new_tokens]
+                common = json_digest([self.engine_identity, _RENDERING, list(request.messages), *decisive])
+                last = request
+            keys.append(hashlib.sha256(f"{common} {request.seed}".encode()).hexdigest()[:16])
         return keys
