@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from lance_dagster.errors import LanceError
+from lance_dagster.errors import LanceError, SettingsError
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -46,20 +48,44 @@ def demo(experiment: str, iterations: int, fresh: bool) -> None:
     Everything goes through the Dagster instance of this folder, so `make ui` shows these runs afterwards.
     """
     started = time.monotonic()
-    instance, found = _instance(), _experiment(experiment)
+    instance, found, definitions = _instance(), _experiment(experiment), _definitions()
     if iterations > found.settings.iterations:
         raise click.BadParameter(f"{experiment} has {found.settings.iterations} iterations", param_hint="--iterations")
+    _refuse_while_in_progress(instance, experiment)
     if fresh and found.store.cache.exists():
         found.store.cache.fs.rm(found.store.cache.path, recursive=True)
-    _run(instance, f"{experiment}_setup")
+    _run(instance, definitions, f"{experiment}_setup")
     for iteration in range(iterations):
-        _run(instance, f"{experiment}_one_iteration", f"{iteration:03d}")
-    _run(instance, f"{experiment}_report")
+        _run(instance, definitions, f"{experiment}_one_iteration", f"{iteration:03d}")
+    _run(instance, definitions, f"{experiment}_report")
     click.echo(f"\n{_table(found)}")
     click.echo(f"\n{iterations} iterations in {time.monotonic() - started:.0f} s.")
     click.echo(f"Report:   {found.store.folder / 'report.html'}")
     click.echo(f"Figures:  {found.store.folder / 'report.json'}")
     click.echo("Web UI:   make ui")
+
+
+@main.command()
+@click.argument("experiment")
+@click.option("--delete", is_flag=True, help="Delete them; without this, only say what that would free.")
+def clean(experiment: str, delete: bool) -> None:
+    """Weights of EXPERIMENT that later runs replaced: say how much they take, or delete them.
+
+    A folder goes if no manifest in the store names it. Nothing is deleted while the experiment is in progress.
+    """
+    from lance_dagster.storage.superseded import remove, superseded
+
+    found = _experiment(experiment)
+    if delete:
+        _refuse_while_in_progress(_instance(), experiment)
+    folders = superseded(found.store)
+    for each in folders:
+        click.echo(f"{each.size / 1e6:10.1f} MB  {each.folder}")
+        if delete:
+            remove(each)
+    total = sum(each.size for each in folders) / 1e6
+    done = "freed" if delete else "can be freed: `lance-dagster clean --delete`"
+    click.echo(f"{total:10.1f} MB in {len(folders)} folders {done}" if folders else "nothing is superseded")
 
 
 @main.command()
@@ -212,6 +238,16 @@ def _instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(Path.cwd()))
 
 
+def _refuse_while_in_progress(instance: dg.DagsterInstance, experiment: str) -> None:
+    from lance_dagster.components.in_progress import in_progress
+
+    if running := in_progress(instance, experiment):
+        raise click.ClickException(
+            f"{experiment} is in progress on this Dagster instance: {', '.join(running)}. Wait until it has ended, or "
+            "terminate it in the web UI (`make ui`), which also forgets runs whose process is gone."
+        )
+
+
 def _experiment(name: str) -> Experiment:
     """One shipped experiment by the name of its folder."""
     import dagster as dg
@@ -223,8 +259,36 @@ def _experiment(name: str) -> Experiment:
     known = sorted(path.parent.name for path in (package / "defs").glob("*/defs.yaml"))
     if name not in known:
         raise click.UsageError(f"no experiment {name!r}; there are {', '.join(known)}")
-    component = dg.ComponentTree.for_project(package).load_component(Path(name), expected_type=SelfEvolution)
+    with _loading():
+        component = dg.ComponentTree.for_project(package).load_component(Path(name), expected_type=SelfEvolution)
     return Experiment(component.experiment, component.settings, package.parent)
+
+
+def _definitions() -> dg.Definitions:
+    """What Dagster loads: all experiments, so a wrong file of any of them is an error."""
+    from lance_dagster.definitions import defs
+
+    with _loading():
+        return defs()
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Dagster wraps what is wrong with a file under defs/ several times; the cause is what a user can mend."""
+    try:
+        yield
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        own = next((cause for cause in causes if isinstance(cause, LanceError)), None)
+        if own is not None:
+            raise own from error
+        where = "" if causes[-1] is error else str(error).partition("\n")[0]
+        raise SettingsError(
+            f"the files under defs/ cannot be loaded: {where}\n{type(causes[-1]).__name__}: {causes[-1]}\n"
+            "`dg check yaml` and `dg check defs` say more."
+        ) from error
 
 
 def _table(experiment: Experiment) -> str:
@@ -234,15 +298,15 @@ def _table(experiment: Experiment) -> str:
     return to_text(gather(experiment.store, experiment.settings, experiment.prompts))
 
 
-def _run(instance: dg.DagsterInstance, job: str, partition: str | None = None) -> None:
+def _run(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str, partition: str | None = None) -> None:
     """Run a job in this process; on failure say which step failed and why, and stop."""
-    from lance_dagster.definitions import defs
+    from lance_dagster.components.in_progress import process_tag
 
     started = time.monotonic()
     label = job if partition is None else f"{job} {partition}"
     click.echo(f"== {label}", err=True)
-    result = (
-        defs().resolve_job_def(job).execute_in_process(instance=instance, partition_key=partition, raise_on_error=False)
+    result = definitions.resolve_job_def(job).execute_in_process(
+        instance=instance, partition_key=partition, raise_on_error=False, tags=process_tag()
     )
     if not result.success:
         for event in result.all_events:

@@ -53,7 +53,10 @@ class ModelSettings(Section):
         examples=["Qwen/Qwen2-7B"],
     )
     revision: str | None = Field(None, description="commit or tag of a hub model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights are loaded as this")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="weights are saved and loaded as this (auto: as the base model's); training keeps them in 32 bits",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     threads: int | None = Field(None, ge=1, le=256, description="CPU threads of torch; the machine's count if unset")
     trust_remote_code: bool = Field(False, description="run model code that ships with a hub model")
@@ -270,10 +273,31 @@ class OptimiserSettings(Section):
         "cosine", description="how the learning rate changes after the warm-up"
     )
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
-    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="of AdamW")
+    optimiser: Literal["adamw_torch_fused", "adafactor", "paged_adamw_8bit"] = Field(
+        "adamw_torch_fused",
+        description="AdamW holds 8 bytes per trained weight, Adafactor almost none, paged 8-bit AdamW 2, moving them "
+        "to the CPU's memory when the GPU's is full (needs a GPU and the bitsandbytes package)",
+    )
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="of the optimiser")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are scaled down to this L2 norm")
     max_tokens: int = Field(2048, ge=8, description="longer rows are left out and counted, never cut")
     gradient_checkpointing: bool = Field(True, description="less memory, about a third more time")
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="train LoRA adapters of this rank on all linear layers and merge them into the weights that are "
+        "saved; all weights are trained if unset",
+    )
+    lora_alpha: int = Field(16, ge=1, description="adapters are scaled by this number divided by lora_rank")
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout in front of the adapters")
+    min_weights_changed: float = Field(
+        0.001,
+        ge=0.0,
+        le=1.0,
+        description="a stage is refused that changes a smaller share of the weights, rounded to the type in which they "
+        "are saved: its steps were too few or too small; 0 allows it",
+    )
 
 
 class SFTSettings(OptimiserSettings):
@@ -287,6 +311,11 @@ class DPOSettings(OptimiserSettings):
 
     learning_rate: float = Field(5e-7, gt=0.0, le=1.0, description="highest learning rate of the schedule")
     beta: float = Field(0.1, gt=0.0, le=10.0, description="weight of the KL term: how closely the reference is kept")
+    reference: Literal["precomputed", "live"] = Field(
+        "precomputed",
+        description="log-probabilities of the reference: computed once, before training, or in every step by a second "
+        "model in memory (with LoRA by the same one, its adapters switched off)",
+    )
 
 
 class TrainingSettings(Section):
@@ -316,6 +345,11 @@ class TrainingSettings(Section):
         description="seed rows in D^s: none (Algorithm 2), those with a score of at least V, or all (reference code)",
     )
     replay_reviews: bool = Field(False, description="review seed rows in D^s (reference code: yes)")
+    accelerate_config: str | None = Field(
+        None,
+        description="YAML file of `accelerate config` with which stages are trained in processes of their own, such as "
+        "package://lance_dagster/training/fsdp.yaml (eight GPUs); in the run's own process if unset",
+    )
     seed: int = Field(42, ge=0, description="random seed of all training")
 
 
@@ -334,8 +368,10 @@ class EvaluationSettings(Section):
     batch_size: int = Field(16, ge=1, description="documents in one forward pass")
     few_shot: int | None = Field(None, ge=0, description="worked examples in the prompt; the task's own if unset")
     chat_template: bool = Field(True, description="prompts are user turns of the model's chat template")
-    noise_floor: Literal["retrain", "reevaluate"] = Field(
-        "reevaluate", description="the second M_0 of baseline_scores: trained again with another seed, or scored again"
+    noise_floor: Literal["retrain", "off"] = Field(
+        "retrain",
+        description="how far two M_0 trained with unlike seeds are apart: a second one is trained and scored with the "
+        "baseline, or not, and reports say that it was not measured",
     )
     drift_rows: int = Field(128, ge=1, description="seed rows on which drift is measured")
 

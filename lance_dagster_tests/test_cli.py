@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
+import pytest
 from click.testing import CliRunner
+from upath import UPath
 
 from lance_dagster.cli import main
+from lance_dagster.storage.checkpoints import commit_checkpoint
+from lance_dagster_tests.storage.test_checkpoints import staged
+from lance_dagster_tests.test_loading import WRONG, project_with
 from lance_dagster_tests.tiny import REPOSITORY
 
 
 def test_help_names_the_commands() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
-    for command in ("demo", "report", "mini"):
+    for command in ("demo", "report", "clean", "mini"):
         assert command in text
 
 
@@ -46,6 +53,68 @@ def test_more_iterations_than_the_experiment_has_are_refused(tmp_path: Path) -> 
     result = CliRunner().invoke(main, ["demo", "--iterations", "11"], env={"DAGSTER_HOME": str(tmp_path)})
     assert result.exit_code == 2
     assert "mini has 10 iterations" in result.output
+
+
+def lance_dagster(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lance_dagster.cli", *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project), "DAGSTER_HOME": str(project)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["demo --experiment", "report", "clean"])
+def test_wrong_settings_are_one_message(tmp_path: Path, command: str) -> None:
+    done = lance_dagster(project_with(tmp_path, WRONG), *command.split(), "mine")
+    assert done.returncode == 1
+    assert "construction.threshold: Input should be less than or equal to 10 (got 70.0)" in done.stderr
+    assert "defs/mine/defs.yaml, experiment mine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_settings_of_another_experiment_are_shown_before_the_demo_starts(tmp_path: Path) -> None:
+    project = project_with(tmp_path, {})
+    text = (project / "lance_dagster/defs/mine/defs.yaml").read_text()
+    other = project / "lance_dagster/defs/other/defs.yaml"
+    other.parent.mkdir()
+    other.write_text(text.replace("experiment: mine", "experiment: other").replace("samples: 4", "samples: none"))
+    done = lance_dagster(project, "demo", "--experiment", "mine")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "experiment other: wrong settings" in done.stderr and "== mine_setup" not in done.stderr
+    other.write_text("type: [")
+    done = lance_dagster(project, "demo", "--experiment", "mine")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "other/defs.yaml" in done.stderr and "dg check yaml" in done.stderr, done.stderr
+
+
+def test_an_experiment_in_progress_is_neither_run_nor_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copyfile(REPOSITORY / "dagster.yaml", tmp_path / "dagster.yaml")
+    monkeypatch.chdir(tmp_path)  # the paths in dagster.yaml are relative to where one is
+    home = {"DAGSTER_HOME": str(tmp_path)}
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        started = dg.DagsterRunStatus.STARTED
+        run = instance.add_run(dg.DagsterRun("mini_setup", status=started, tags={"lance/experiment": "mini"}))
+    for command in (["demo"], ["clean", "mini", "--delete"]):
+        result = CliRunner().invoke(main, command, env=home)
+        assert result.exit_code == 1
+        assert f"mini is in progress on this Dagster instance: run {run.run_id}" in result.output
+
+
+def test_clean_says_what_it_would_free_and_deletes_only_if_told(tmp_path: Path) -> None:
+    project = project_with(tmp_path, {})
+    folder = UPath(project / "data/store/mine/sft_checkpoint")
+    for name in ("old", "new"):
+        commit_checkpoint(staged(tmp_path / name, name.encode() * 1_000_000), folder, "000", kind="sft")
+    weights = sorted(path.name for path in (folder / "000").iterdir())
+    said = lance_dagster(project, "clean", "mine")
+    assert "3.0 MB in 1 folders can be freed" in said.stdout, said
+    assert sorted(path.name for path in (folder / "000").iterdir()) == weights
+    assert "freed" in lance_dagster(project, "clean", "mine", "--delete").stdout
+    assert len(list((folder / "000").iterdir())) == 1
+    assert lance_dagster(project, "clean", "mine").stdout == "nothing is superseded\n"
 
 
 def test_the_data_files_can_be_written_again(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from lance_dagster.components.experiment import Experiment, table_result
-from lance_dagster.components.training_assets import train_initial
+from lance_dagster.components.training_assets import train_initial, trained_by
 from lance_dagster.construction.assemble import SEED_ITERATION
 from lance_dagster.construction.policy import Ancestor, PolicyModel, open_ancestor
 from lance_dagster.report.gather import gather
@@ -43,7 +43,7 @@ def _scored_by(experiment: Experiment) -> str:
 
 def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
     evaluation, training = experiment.settings.evaluation, experiment.settings.training
-    second_training = [experiment.values("training.initial", "training.seed"), experiment.prompts.digest("review")]
+    second_training = [trained_by(experiment, "initial"), experiment.prompts.digest("review")]
 
     @experiment.asset(
         "baseline_scores",
@@ -56,8 +56,8 @@ def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
         partitioned=False,
         inputs=("seed_instructions", "seed_reviews"),
         deps=("base_checkpoint", "initial_checkpoint"),
-        description="Scores that every gain is held against: the untouched base model M, and M_0 twice. The difference "
-        "of the two M_0 is the noise floor.",
+        description="Scores that every gain is held against: the untouched base model M, M_0 and, unless "
+        "evaluation.noise_floor is off, a second M_0 of another seed. The difference of the two is the noise floor.",
     )
     def baseline_scores(
         context: dg.AssetExecutionContext, seed_instructions: pa.Table, seed_reviews: pa.Table
@@ -75,8 +75,6 @@ def _baseline_scores(experiment: Experiment) -> dg.AssetsDefinition:
                 files = hash_folder(UPath(staged))
                 second = CheckpointManifest("initial_again", str(staged), json_digest(files), files)
                 tables.append(_evaluate(experiment, context, second, "initial_again", SEED_ITERATION))
-        else:
-            tables.append(_evaluate(experiment, context, initial, "initial_again", SEED_ITERATION, seed=1))
         table = pa.concat_tables(tables)
         return table_result(table, _score_metadata(table))
 
@@ -216,14 +214,13 @@ def _evaluate(
     manifest: CheckpointManifest,
     stage: str,
     iteration: int,
-    seed: int = 0,
 ) -> pa.Table:
     from lance_dagster.evaluation.benchmarks import evaluate_checkpoint
 
     with local_folder(manifest) as folder:
         table, items = evaluate_checkpoint(
             folder, manifest.digest, stage, iteration, experiment.settings.model, experiment.settings.evaluation,
-            experiment.tasks_path, context.log.info, seed,
+            experiment.tasks_path, context.log.info,
         )  # fmt: skip
     write_table(experiment.store.items(manifest.digest), items)
     for row in table.filter(pc.invert(pc.match_substring(table["task"], "/"))).to_pylist():

@@ -72,6 +72,12 @@ class Experiment:
         return None if path is None else resolve_path(path, self.root)
 
     @property
+    def accelerate_config(self) -> str | None:
+        """The file that says on how many GPUs stages are trained, resolved."""
+        path = self.settings.training.accelerate_config
+        return None if path is None else resolve_path(path, self.root)
+
+    @property
     def io_manager_key(self) -> str:
         return f"{self.name}_tables"
 

@@ -6,26 +6,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 from upath import UPath
 
 from lance_dagster.components.automation import refuse_after_failed_iteration
-from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.experiment import Experiment, clear_failures
 from lance_dagster.construction.assemble import initial_set
 from lance_dagster.construction.policy import Ancestor, PolicyModel, build_policy, open_ancestor, promotion_digest
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.errors import ArtifactError, SettingsError
 from lance_dagster.report.pictures import loss_curve
 from lance_dagster.report.render import markdown_image
-from lance_dagster.settings import Section
+from lance_dagster.settings import OptimiserSettings, Section
 from lance_dagster.storage.checkpoints import (
     CheckpointManifest,
     commit_checkpoint,
     hash_folder,
     local_folder,
+    pass_on,
     staging_folder,
     write_manifest,
 )
@@ -33,6 +35,7 @@ from lance_dagster.storage.experiment_store import UNPARTITIONED, iteration_key,
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.models import fetch_base_model
 from lance_dagster.storage.tables import table_digest
+from lance_dagster.training.launch import Stage, train
 from lance_dagster.training.stage import TrainingResult
 
 KINDS = {"pytorch", "huggingface"}
@@ -50,13 +53,33 @@ def training_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Sou
     ]
 
 
+# Settings of a stage that decide how fast, in how much memory or whether it trains, but not what comes out.
+_NOT_IN_WEIGHTS = ("gradient_checkpointing", "min_weights_changed", "reference")
+
+
+def trained_by(experiment: Experiment, stage: Literal["initial", "sft", "dpo"]) -> str:
+    """For ``uses``: what decides the weights that a stage ends with, its start and its rows aside."""
+    training = experiment.settings.training
+    if stage != "initial" and stage not in training.stages:
+        return "left out"
+    section: OptimiserSettings = getattr(training, stage)
+    idle = () if section.lora_rank else ("lora_alpha", "lora_dropout")
+    names = [name for name in type(section).model_fields if name not in (*_NOT_IN_WEIGHTS, *idle)]
+    return experiment.values(
+        "training.seed",
+        "model.dtype",
+        "model.trust_remote_code",
+        *(f"training.{stage}.{name}" for name in names),
+    )
+
+
 def _base_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     model = experiment.settings.model
 
     @experiment.asset(
         "base_checkpoint",
         {"huggingface"},
-        [model],
+        [experiment.values("model.path", "model.revision")],
         partitioned=False,
         description=f"M: the untouched model {model.path}, by the digest of its files. Nothing is copied.",
     )
@@ -76,7 +99,7 @@ def _initial_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "initial_checkpoint",
         KINDS,
-        [training.initial, f"{training.seed}", experiment.settings.model, experiment.prompts.digest("review")],
+        [trained_by(experiment, "initial"), experiment.prompts.digest("review")],
         partitioned=False,
         inputs=("seed_instructions", "seed_reviews"),
         deps=("base_checkpoint",),
@@ -118,14 +141,11 @@ def train_initial(
     seed: int,
 ) -> Iterator[tuple[Path, TrainingResult, CheckpointManifest]]:
     """Train M_0 with some random seed into a folder that lasts as long as the block."""
-    from lance_dagster.training.sft import train_sft
-
     base = open_ancestor(experiment.store, _current(experiment, "base", "base_checkpoint"))
     rows = initial_set(_assembly(experiment, context, -1, base.digest), seed_instructions, seed_reviews)
     with local_folder(base) as start, staging_folder() as staged:
-        training = experiment.settings.training
-        result = train_sft(start, rows, staged, training.initial, experiment.settings.model, seed, context.log.info)
-        yield staged, result, base
+        stage = Stage("sft", start, staged, experiment.settings.training.initial, experiment.settings.model, seed)
+        yield staged, train(stage, rows, context.log.info, experiment.accelerate_config), base
 
 
 def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
@@ -179,18 +199,12 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "sft_checkpoint",
         KINDS,
-        [
-            training.sft,
-            f"{training.start_from}/{training.seed}/{training.stages}/{training.steps_of}",
-            experiment.settings.model,
-        ],
+        [trained_by(experiment, "sft"), experiment.values("training.start_from", "training.steps_of")],
         inputs=("sft_set",),
-        deps=("policy_model",),
+        deps=("policy_model", *_matched(experiment)),
         description="M_t^S = SFT(M_t, D^s): equation 1 of the paper, loss on the responses only.",
     )
     def sft_checkpoint(context: dg.AssetExecutionContext, sft_set: pa.Table) -> dg.MaterializeResult[None]:
-        from lance_dagster.training.sft import train_sft
-
         policy = PolicyModel.load(experiment.store, int(context.partition_key))
         parent = open_ancestor(experiment.store, _start_of_sft(experiment, policy))
         if "sft" not in training.stages:
@@ -198,8 +212,8 @@ def _sft_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
         steps = _steps_to_match(experiment, context.partition_key)
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + policy.iteration
-            model = experiment.settings.model
-            result = train_sft(start, sft_set, staged, training.sft, model, seed, context.log.info, steps)
+            stage = Stage("sft", start, staged, training.sft, experiment.settings.model, seed, steps)
+            result = train(stage, sft_set, context.log.info, experiment.accelerate_config)
             manifest = _commit(
                 experiment, context, "sft", staged, parent, {"sft_set": sft_set}, training.sft, result, seed
             )
@@ -214,15 +228,13 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
     @experiment.asset(
         "dpo_checkpoint",
         KINDS,
-        [training.dpo, f"{training.seed}/{training.stages}", experiment.settings.model],
+        [trained_by(experiment, "dpo")],
         inputs=("preference_set",),
         deps=("sft_checkpoint",),
         description="M_t^D = DPO(M_t^S, D^p): equations 2 to 4 of the paper, reference M_t^S. It becomes M_{t+1}: once "
         "it is complete, promoted_checkpoint of the same iteration is observed with its digest.",
     )
     def dpo_checkpoint(context: dg.AssetExecutionContext, preference_set: pa.Table) -> dg.MaterializeResult[None]:
-        from lance_dagster.training.dpo import train_dpo
-
         key = context.partition_key
         parent = experiment.store.checkpoint("sft_checkpoint", key)
         open_ancestor(experiment.store, Ancestor("sft", "sft_checkpoint", key, parent.digest))
@@ -232,8 +244,8 @@ def _dpo_checkpoint(experiment: Experiment) -> dg.AssetsDefinition:
             return passed
         with local_folder(parent) as start, staging_folder() as staged:
             seed = training.seed + int(key)
-            model = experiment.settings.model
-            result = train_dpo(start, preference_set, staged, training.dpo, model, seed, context.log.info)
+            stage = Stage("dpo", start, staged, training.dpo, experiment.settings.model, seed)
+            result = train(stage, preference_set, context.log.info, experiment.accelerate_config)
             data = {"preference_set": preference_set}
             manifest = _commit(experiment, context, "dpo", staged, parent, data, training.dpo, result, seed)
         _report_promotion(experiment, context, manifest.digest)
@@ -259,17 +271,15 @@ def _pass_on(
     experiment: Experiment, context: dg.AssetExecutionContext, stage: str, parent: CheckpointManifest
 ) -> dg.MaterializeResult[None]:
     """The checkpoint of a stage that the settings leave out: the model that it would have started from."""
-    context.log.info(f"training.stages leaves out {stage}: the model passes on as it is")
-    with local_folder(parent) as start:
-        manifest = commit_checkpoint(
-            start,
-            experiment.store.asset_folder(f"{stage}_checkpoint"),
-            context.partition_key,
-            kind=stage,
-            parent_digest=parent.digest,
-            settings={"passed_on": True},
-            metrics={"steps": 0},
-        )
+    context.log.info(f"training.stages leaves out {stage}: the model passes on as it is, nothing is copied")
+    manifest = pass_on(
+        parent,
+        experiment.store.asset_folder(f"{stage}_checkpoint"),
+        context.partition_key,
+        kind=stage,
+        settings={"passed_on": True},
+        metrics={"steps": 0},
+    )
     return _checkpoint_result(manifest, {"train/steps": 0})
 
 
@@ -278,8 +288,31 @@ def _steps_to_match(experiment: Experiment, partition: str) -> int | None:
     other = experiment.settings.training.steps_of
     if other is None:
         return None
-    store = replace(experiment.store, experiment=other)
-    return sum(int(store.checkpoint(f"{stage}_checkpoint", partition).metrics["steps"]) for stage in ("sft", "dpo"))
+    store, steps = replace(experiment.store, experiment=other), 0
+    for stage in ("sft", "dpo"):
+        if not store.manifest(f"{stage}_checkpoint", partition).exists():
+            raise ArtifactError(
+                f"training.steps_of is {other!r}, but {other}/{stage}_checkpoint[{partition}] has not been materialised"
+                f" (looked in {store.folder}). Run that iteration first: `dg launch --job {other}_one_iteration "
+                f"--partition {partition}`."
+            )
+        metrics = store.checkpoint(f"{stage}_checkpoint", partition).metrics
+        if not isinstance(metrics.get("steps"), int):
+            raise ArtifactError(
+                f"training.steps_of: the manifest of {other}/{stage}_checkpoint[{partition}] does not say how many "
+                "steps it took; materialise it again"
+            )
+        steps += metrics["steps"]
+    return steps
+
+
+def _matched(experiment: Experiment) -> list[dg.AssetDep]:
+    """The checkpoints, of the same iteration of another experiment, whose steps SFT is to match."""
+    other = experiment.settings.training.steps_of
+    if other == experiment.name:
+        raise SettingsError(f"training.steps_of of experiment {other} names {other} itself; name another experiment")
+    keys = [] if other is None else [[other, "sft_checkpoint"], [other, "dpo_checkpoint"]]
+    return [dg.AssetDep(dg.AssetKey(key)) for key in keys]
 
 
 def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
@@ -302,7 +335,7 @@ def _promoted_checkpoint(experiment: Experiment) -> dg.SourceAsset:
             group_name=experiment.name,
             description="M_{t+1} as iteration t left it. dpo_checkpoint[t] reports its digest here, and "
             "policy_model[t+1] depends on it: this is how a change crosses from one iteration to the next.",
-        )(promoted_checkpoint)
+        )(clear_failures(promoted_checkpoint))
 
 
 def _current(experiment: Experiment, label: str, asset: str) -> Ancestor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lance_dagster.engines.engine import Completion, GenerationRequest, failed
+from lance_dagster.imports import heavy_imports
 from lance_dagster.prompts.neutralise import ControlTokens
 from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.storage.models import end_tokens, load_tokenizer
@@ -21,7 +22,8 @@ class ChatPrompts:
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
-        from transformers import AutoConfig
+        with heavy_imports():
+            from transformers import AutoConfig
 
         self._tokenizer = load_tokenizer(folder, padding_side="left")
         own = int(getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 0) or 1 << 30)

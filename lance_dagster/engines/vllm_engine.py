@@ -16,6 +16,7 @@ from lance_dagster.engines.chat_prompts import ChatPrompts
 from lance_dagster.engines.engine import Completion, GenerationRequest, failed
 from lance_dagster.engines.vllm_launch import adapter_folder, vllm_environment, vllm_identity, vllm_launch
 from lance_dagster.errors import GenerationError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
 
 
@@ -99,7 +100,8 @@ class VllmEngine:
     def _started(self, folder: Path, model: ModelSettings, engine: EngineSettings) -> Any:
         with vllm_environment(model):
             launch = self._stack.enter_context(vllm_launch(folder, model, engine, self._prompts.context))
-            from vllm import LLM
+            with heavy_imports():
+                from vllm import LLM
 
             try:
                 return LLM(str(launch.folder), **launch.arguments)

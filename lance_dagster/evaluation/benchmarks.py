@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lance_dagster.errors import EvaluationError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.records import EVAL_ITEMS, EVAL_SCORES, row_id, table_of
 from lance_dagster.settings import EvaluationSettings, ModelSettings
 from lance_dagster.storage.models import load_model, load_tokenizer
@@ -44,8 +45,9 @@ def evaluate_checkpoint(
     ``breakdown_field`` a row ``task/value`` follows for each value of that field. A task that lm-eval does not score
     completely, or a score that is no number, is an EvaluationError: nothing is reported as 0.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    with heavy_imports():
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
 
     manager = _task_manager(settings, include_path)
     network = load_model(folder, model)
@@ -114,7 +116,8 @@ def _leaf_tasks(loaded: Any) -> Iterable[tuple[str, Any]]:
 
 def _task_manager(settings: EvaluationSettings, include_path: str | None) -> Any:
     """A task manager that knows all tasks of the settings; the harness's own tasks are scanned only if needed."""
-    from lm_eval.tasks import TaskManager
+    with heavy_imports():
+        from lm_eval.tasks import TaskManager
 
     manager = None
     if include_path is not None:

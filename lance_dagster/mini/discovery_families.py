@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from lance_dagster.mini.families import WORD_LETTERS, Family, Payload, is_number
+from lance_dagster.mini.families import Family, Payload, is_number
 
 MALFORMED = "It does not fit the question."
 
@@ -195,95 +195,6 @@ DIGIT_SUM = Family(
 )
 
 
-# a word with given counts of two letters: many right answers
-
-
-def _draw_letter_counts(rng: random.Random) -> Payload:
-    first, second = rng.sample(WORD_LETTERS, 2)
-    a, b = rng.randint(1, 2), rng.randint(1, 2)
-    return str(a + b + rng.randint(0, 2)), str(a), first, str(b), second
-
-
-def _check_letter_counts(payload: Payload, response: str) -> str:
-    if not (response.isascii() and response.isalpha() and response.isupper() and len(response) <= 8):
-        return MALFORMED
-    length, a, first, b, second = payload
-    # One step per letter, with its place and the two counts so far: "1E10 2G11" for E and G.
-    steps = " ".join(
-        f"{place}{letter}{response[:place].count(first)}{response[:place].count(second)}"
-        for place, letter in enumerate(response, start=1)
-    )
-    return (
-        f"{steps}. Length {len(response)}, {_against(len(response), length)} "
-        f"{first} {response.count(first)}, {_against(response.count(first), a)} "
-        f"{second} {response.count(second)}, {_against(response.count(second), b)}"
-    )
-
-
-def _accept_letter_counts(payload: Payload, response: str) -> bool:
-    length, a, first, b, second = payload
-    return (
-        response.isascii()
-        and response.isalpha()
-        and response.isupper()
-        and len(response) == int(length)
-        and response.count(first) == int(a)
-        and response.count(second) == int(b)
-    )
-
-
-def _find_letter_counts(payload: Payload, rng: random.Random) -> str:
-    length, a, first, b, second = payload
-    others = [letter for letter in WORD_LETTERS if letter not in (first, second)]
-    rest = [rng.choice(others) for _ in range(int(length) - int(a) - int(b))]
-    letters = [first] * int(a) + [second] * int(b) + rest
-    rng.shuffle(letters)
-    return "".join(letters)
-
-
-def _stumble_letter_counts(payload: Payload, rng: random.Random) -> str:
-    letters = list(_find_letter_counts(payload, rng))
-    kind = rng.random()
-    place = rng.randrange(len(letters))
-    if kind < 0.3:
-        letters[place] = rng.choice(WORD_LETTERS)
-    elif kind < 0.55:
-        letters.insert(place, rng.choice((payload[2], payload[4], rng.choice(WORD_LETTERS))))
-    elif kind < 0.8 and len(letters) > 2:
-        del letters[place]
-    else:
-        letters[place] = payload[2] if letters[place] != payload[2] else payload[4]
-    return "".join(letters)
-
-
-LETTER_COUNTS = Family(
-    name="letter_counts",
-    phrasings=(
-        "Write {0} letters with {1} times {2} and {3} times {4}.",
-        "Make a word of {0} letters that has {1} {2} and {3} {4}.",
-        "Give {0} letters in which {2} occurs {1} times and {4} {3} times.",
-        "Form {0} letters using {2} exactly {1} times and {4} exactly {3} times.",
-    ),
-    draw=_draw_letter_counts,
-    solve=lambda p: _find_letter_counts(p, random.Random("|".join(p))),
-    slip=lambda p, r: _find_letter_counts((p[0], p[3], p[2], p[1], p[4]), r),
-    stumble=_stumble_letter_counts,
-    valid=lambda p: (
-        is_number(p[0], 2, 6)
-        and is_number(p[1], 1, 2)
-        and is_number(p[3], 1, 2)
-        and len(p[2]) == len(p[4]) == 1
-        and p[2] in WORD_LETTERS
-        and p[4] in WORD_LETTERS
-        and p[2] != p[4]
-        and int(p[1]) + int(p[3]) <= int(p[0]) <= int(p[1]) + int(p[3]) + 2
-    ),
-    accepts=_accept_letter_counts,
-    find=_find_letter_counts,
-    check=_check_letter_counts,
-)
-
-
 # linear equation: a x + b = c
 
 
@@ -329,4 +240,4 @@ EQUATION = Family(
     check=_check_equation,
 )
 
-DISCOVERY_FAMILIES: tuple[Family, ...] = (MISSING_ADDEND, THREE_ADDENDS, DIGIT_SUM, LETTER_COUNTS, EQUATION)
+DISCOVERY_FAMILIES: tuple[Family, ...] = (MISSING_ADDEND, THREE_ADDENDS, DIGIT_SUM, EQUATION)

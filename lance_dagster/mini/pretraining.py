@@ -51,17 +51,17 @@ RECIPES: Mapping[WorldName, PretrainingRecipe] = {
     "repair": PretrainingRecipe(),
     "discovery": PretrainingRecipe(
         world="discovery",
-        steps=14_000,
+        steps=9_000,
         threads=1,
         mix=DocumentMix(
-            answer=0.35,
-            review=0.45,
+            answer=0.25,
+            review=0.55,
             new_instruction=0.12,
             flawed_response=0.08,
             slow_families=0.0,
             chat=1.0,
-            answer_pool=1600,
-            pool_noise=0.1,
+            answer_pool=2000,
+            pool_noise=0.25,
         ),
         # Few tokens decide a review, and they are learned last: they count for more.
         verdict_weight=8.0,

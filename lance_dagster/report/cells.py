@@ -162,9 +162,20 @@ def reading_notes(summary: Summary) -> tuple[str, ...]:
         f"Tasks: {metrics}; {documents} documents in all. Scores are percentages, changes are points.",
         "± is one standard error. That of a mean over tasks is the root of the summed squares divided by the number of "
         "tasks, which takes tasks to be independent; that of a change takes the two checkpoints to be independent.",
-        "A change is beyond noise if it is larger than two of its standard errors and larger than the noise floor: "
-        f"the difference of two evaluations of M_0, here {100 * summary.noise_floor:.1f} points. About one change in "
-        "twenty passes the first test by chance.",
+        f"{_noise(summary.noise_floor)} About one change in twenty passes the first test by chance.",
+    )
+
+
+def _noise(floor: float | None) -> str:
+    if floor is None:
+        return (
+            "A change is beyond noise if it is larger than two of its standard errors, which are those of drawing the "
+            "documents. The noise floor, how far two trainings with unlike seeds are apart, was not measured "
+            "(evaluation.noise_floor: off): a change beyond noise may be no more than another seed would make."
+        )
+    return (
+        "A change is beyond noise if it is larger than two of its standard errors and larger than the noise floor: the "
+        f"difference of two M_0, trained with unlike seeds, here {100 * floor:.1f} points."
     )
 
 

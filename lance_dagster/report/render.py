@@ -30,7 +30,8 @@ _CHECKPOINT = re.compile(r"\bM_(\d+)(?:\^([SD]))?")
 
 def to_markdown(summary: Summary) -> str:
     """Headline, scores, funnel and samples as GitHub Markdown, for asset metadata."""
-    parts = [f"**{_inline(summary.headline)}**", _pipe_table(cells.score_cells(summary))]
+    parts = [f"**{_inline(summary.headline)}**", *map(_inline, summary.out_of_date)]
+    parts += [_pipe_table(cells.score_cells(summary))]
     if summary.funnels:
         parts += ["### Funnel", *map(_pipe_table, (cells.seed_cells(summary), cells.funnel_cells(summary)))]
         parts += [_pipe_table(cells.set_cells(summary))]
@@ -58,7 +59,8 @@ def to_html(summary: Summary, pictures: Pictures) -> str:
 
 def to_text(summary: Summary) -> str:
     """Headline, scores and funnel for a terminal: ASCII and ±, at fixed width."""
-    parts = ["\n".join(textwrap.wrap(_ascii(summary.headline), 100)), _fixed_table(cells.score_cells(summary))]
+    parts = ["\n".join(textwrap.wrap(_ascii(text), 100)) for text in (summary.headline, *summary.out_of_date)]
+    parts += [_fixed_table(cells.score_cells(summary))]
     if summary.funnels:
         tables = (cells.seed_cells(summary), cells.funnel_cells(summary), cells.set_cells(summary))
         parts += [_fixed_table(table) for table in tables]

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from lance_dagster.errors import EvaluationError
 
-BASELINE_STAGES = ("base", "initial", "initial_again")
+BASELINE_STAGES = ("base", "initial", "initial_again")  # the last one only where the noise floor was measured
 LOOP_STAGES = ("sft", "dpo")
 PREFERRED_METRICS = ("exact_match", "acc_norm", "acc")
 
@@ -76,18 +76,21 @@ class _Measured:
     stderr: float | None
 
 
-def score_rows(baseline: pa.Table, iterations: Sequence[tuple[int, pa.Table]]) -> tuple[tuple[ScoreRow, ...], float]:
+def score_rows(
+    baseline: pa.Table, iterations: Sequence[tuple[int, pa.Table]]
+) -> tuple[tuple[ScoreRow, ...], float | None]:
     """Rows in order base, M_0, M_0 again, then SFT and DPO of each iteration; and the noise floor |M_0 again - M_0|.
 
+    The floor is None, which is not 0, where no second M_0 was trained.
     ``baseline`` and the tables of ``iterations`` are EVAL_SCORES. Raises EvaluationError for a missing stage, a value
     that is no share, or checkpoints that were not scored on the same documents by the same metric.
     """
     found = _by_stage(baseline, -1, BASELINE_STAGES)
-    for stage in BASELINE_STAGES:
+    for stage in ("base", "initial"):
         if stage not in found:
             raise EvaluationError(f"baseline_scores has no rows of stage {stage!r}; materialise baseline_scores again")
-    base, initial, again = (found[stage] for stage in BASELINE_STAGES)
-    measured = [base, initial, again]
+    base, initial, again = found["base"], found["initial"], found.get("initial_again")
+    measured = [base, initial] if again is None else [base, initial, again]
     for iteration, table in iterations:
         stages = _by_stage(table, iteration, LOOP_STAGES)
         if not stages:
@@ -95,8 +98,9 @@ def score_rows(baseline: pa.Table, iterations: Sequence[tuple[int, pa.Table]]) -
         measured += [stages[stage] for stage in LOOP_STAGES if stage in stages]
     for other in measured:
         _refuse_unlike(other, initial)
-    floor = abs(again.mean - initial.mean)
-    return tuple(_row(each, base, initial, floor) for each in measured), floor
+    trained_again = again is not None and again.model_digest != initial.model_digest
+    floor = abs(again.mean - initial.mean) if again is not None and trained_again else None
+    return tuple(_row(each, base, initial, floor or 0.0) for each in measured), floor
 
 
 def label(stage: str, iteration: int) -> str:

@@ -44,18 +44,23 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a report. Scores, changes and ``noise_floor`` (|M_0 again - M_0| of the means) are shares of 1."""
+    """The figures of a report. Scores, changes and ``noise_floor`` are shares of 1.
+
+    ``noise_floor`` is |M_0 again - M_0| of the means, and None where it was not measured. ``out_of_date`` says which
+    iterations were left out because their scores are of other checkpoints.
+    """
 
     experiment: str
     method: str
     headline: str
-    noise_floor: float
+    noise_floor: float | None
     scores: tuple[ScoreRow, ...]
     funnels: tuple[Funnel, ...]
     drift: tuple[DriftRow, ...]
     samples: tuple[Samples, ...]
     notes: tuple[str, ...]
-    costs: tuple[IterationCost, ...]
+    out_of_date: tuple[str, ...] = ()
+    costs: tuple[IterationCost, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Every figure as plain JSON values; ValueError if one is not finite."""
@@ -69,9 +74,11 @@ def build_summary(
     baseline: pa.Table,
     iterations: Sequence[IterationTables],
     notes: Sequence[str] = (),
+    out_of_date: Sequence[str] = (),
     costs: Sequence[IterationCost] = (),
 ) -> Summary:
-    """Summarise an experiment from its baseline scores (stages base, initial, initial_again) and evaluated iterations.
+    """Summarise an experiment from its baseline scores (stages base, initial and, where the
+    noise floor was measured, initial_again) and evaluated iterations.
 
     Raises EvaluationError for scores that cannot be compared, ValueError for a ledger that does not add up.
     """
@@ -93,6 +100,7 @@ def build_summary(
         samples=tuple(pick_samples(t.iteration, t.candidate_ledger, t.sft_set, t.preference_set) for t in iterations),
         notes=tuple(notes),
         costs=tuple(costs),
+        out_of_date=tuple(out_of_date),
     )
 
 

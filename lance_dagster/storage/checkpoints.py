@@ -133,6 +133,24 @@ def commit_checkpoint(
     return write_manifest(manifest_path(asset_folder, partition), manifest)
 
 
+def pass_on(
+    parent: CheckpointManifest, asset_folder: UPath, partition: str, *, kind: str, **provenance: Any
+) -> CheckpointManifest:
+    """Write the manifest of a checkpoint whose weights are those of ``parent``, where they lie: nothing is copied."""
+    experiment = f"{asset_folder.parent}/"
+    inside = parent.location.startswith(experiment)
+    manifest = CheckpointManifest(
+        kind=kind,
+        location=f"../{parent.location.removeprefix(experiment)}" if inside else parent.location,
+        digest=parent.digest,
+        files=parent.files,
+        parent_digest=parent.digest,
+        versions=library_versions(),
+        **provenance,
+    )
+    return write_manifest(manifest_path(asset_folder, partition), manifest)
+
+
 def _copy(source: Path, target: UPath) -> None:
     with source.open("rb") as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, _BLOCK)
@@ -162,7 +180,10 @@ def read_manifest(path: UPath, what: str) -> CheckpointManifest:
         raise ArtifactError(f"{what} at {path} is not a checkpoint manifest ({error}); re-materialise it") from error
     if elsewhere:
         return manifest
-    return replace(manifest, location=str(path.parent / manifest.location))
+    folder, location = path.parent, manifest.location
+    while location.startswith("../"):  # the weights of another asset; object stores know no ".."
+        folder, location = folder.parent, location.removeprefix("../")
+    return replace(manifest, location=str(folder / location))
 
 
 def verify(manifest: CheckpointManifest, what: str) -> None:

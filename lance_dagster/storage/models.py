@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lance_dagster.errors import ArtifactError, SettingsError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def load_tokenizer(folder: Path, padding_side: Literal["left", "right"] = "right
     The two differ in some base models: Qwen2-7B has <|endoftext|>, while its template closes turns with <|im_end|>.
     Raises ArtifactError for a folder without a tokenizer or without a chat template, which every stage needs.
     """
-    from transformers import AutoTokenizer
+    with heavy_imports():
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
@@ -81,9 +83,10 @@ def load_model(folder: Path, settings: ModelSettings) -> Any:
     """
     import gc
 
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    with heavy_imports():
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar per weight shard is noise in a run's log
     if settings.threads is not None:

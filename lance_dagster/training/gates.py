@@ -44,3 +44,13 @@ def require_learnable(gates: dict[str, float], stage: str) -> None:
             f"{stage}: in {1 - gates['template_parity']:.1%} of the rows the training prompt differs from the one that "
             "generation uses. The chat template renders a prompt differently with and without a response."
         )
+
+
+def require_changed(share: float, smallest: float, stage: str) -> None:
+    """Raise TrainingError where almost every weight, rounded to the type that is saved, is what it was before."""
+    if share < smallest:
+        raise TrainingError(
+            f"{stage} changed only {share:.3%} of the weights, rounded to the type in which they are saved; "
+            f"min_weights_changed asks for {smallest:.3%}. The steps were too few or too small: raise learning_rate or "
+            "epochs of this stage, set model.dtype to float32, or allow it with min_weights_changed: 0."
+        )

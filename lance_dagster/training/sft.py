@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
 import pyarrow as pa
 
 from lance_dagster.errors import TrainingError
+from lance_dagster.imports import heavy_imports
 from lance_dagster.settings import ModelSettings, SFTSettings
-from lance_dagster.storage.models import load_model, load_tokenizer
+from lance_dagster.storage.models import load_tokenizer
 from lance_dagster.training import gates
+from lance_dagster.training.save import save_trained
 from lance_dagster.training.stage import (
     Log,
     TrainingResult,
     curve_of,
+    fits,
+    load_trainable,
+    on_disk,
     prompt_messages,
     report_progress,
-    save_model,
     trainer_arguments,
+    work_folder,
 )
 
 
@@ -40,51 +44,51 @@ def train_sft(
     """
     if not rows.num_rows:
         raise TrainingError("the SFT set is empty: nothing to train on")
-    from datasets import Dataset, disable_progress_bars
-    from trl import SFTConfig, SFTTrainer
+    with heavy_imports():
+        from datasets import disable_progress_bars
+        from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
     tokenizer = load_tokenizer(start)
-    network = load_model(start, model)
-    records = rows.select(["system", "prompt", "response"]).to_pylist()
-    dataset = Dataset.from_list(
-        [
-            {
-                "prompt": prompt_messages(row["system"], row["prompt"]),
-                "completion": [{"role": "assistant", "content": row["response"]}],
-                "row": index,
-            }
-            for index, row in enumerate(records)
+    records = [
+        {"prompt": prompt_messages(row["system"], row["prompt"]), "response": row["response"]}
+        for row in rows.select(["system", "prompt", "response"]).to_pylist()
+    ]
+    fitting = [row for row in records if fits(tokenizer, row["prompt"], row["response"], settings.max_tokens)]
+    if not fitting:
+        raise TrainingError(f"all {rows.num_rows} SFT rows are longer than max_tokens {settings.max_tokens}")
+    network, bf16, adapters = load_trainable(start, model, settings)
+    with work_folder(out) as work:
+        common = trainer_arguments(settings, model, seed, len(fitting), work, bf16, steps)
+        config = SFTConfig(**common, completion_only_loss=True)
+        examples = [
+            {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": row["response"]}]}
+            for row in fitting
         ]
-    )
-    with tempfile.TemporaryDirectory(prefix="lance-sft-") as scratch:
-        common = trainer_arguments(settings, model, seed, rows.num_rows, Path(scratch), steps)
         trainer = SFTTrainer(
             model=network,
-            args=SFTConfig(**common, completion_only_loss=True),
-            train_dataset=dataset,
+            args=config,
+            train_dataset=on_disk(examples, work, config),
             processing_class=tokenizer,
+            peft_config=adapters,
         )
         report_progress(trainer, log, "SFT")
-        fitting = trainer.train_dataset.filter(lambda example: len(example["input_ids"]) <= settings.max_tokens)
-        left_out = rows.num_rows - len(fitting)
-        if not len(fitting):
-            raise TrainingError(f"all {rows.num_rows} SFT rows are longer than max_tokens {settings.max_tokens}")
-        prompts = [prompt_messages(records[i]["system"], records[i]["prompt"]) for i in fitting["row"]]
-        measured = gates.measure(tokenizer, prompts, fitting["input_ids"], fitting["labels"])
+        learned = trainer.train_dataset
+        measured = gates.measure(tokenizer, [row["prompt"] for row in fitting], learned["input_ids"], learned["labels"])
         gates.require_learnable(measured, "SFT")
-        trainer.train_dataset = fitting
         started = time.monotonic()
         trainer.train()
         seconds = time.monotonic() - started
-        state = trainer.state
-        save_model(trainer.model, start, out)
+        changed = save_trained(trainer, start, out, model)
+    gates.require_changed(changed, settings.min_weights_changed, "SFT")
+    state = trainer.state
     return TrainingResult(
         rows=len(fitting),
-        left_out=left_out,
+        left_out=rows.num_rows - len(fitting),
         steps=state.global_step,
         tokens=int(state.num_input_tokens_seen),
         seconds=seconds,
         curve=curve_of(state.log_history, ["loss", "learning_rate", "grad_norm", "mean_token_accuracy"]),
         gates=measured,
+        weights_changed=changed,
     )

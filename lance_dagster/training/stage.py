@@ -1,18 +1,21 @@
-"""What SFT and DPO share: trainer arguments from settings, the curve that is kept, and saving the result."""
+"""What SFT and DPO share: the model they train, trainer arguments from settings, and the curve that is kept."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lance_dagster.errors import TrainingError
+from lance_dagster.errors import SettingsError
 from lance_dagster.prompts.prompt_sets import Message
 from lance_dagster.settings import ModelSettings, OptimiserSettings
-from lance_dagster.storage.models import device_of
+from lance_dagster.storage.models import device_of, load_model
 
 Log = Callable[[str], None]
 _CURVE_POINTS = 50
@@ -21,7 +24,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What one stage did. ``curve`` has a point per logged step: step, loss, learning_rate and, for DPO, rewards."""
+    """What one stage did. ``curve`` has a point per logged step: step, loss, learning_rate and, for DPO, rewards.
+
+    ``weights_changed`` is the share of weights that differ from the start, in the type that they are saved in.
+    """
 
     rows: int
     left_out: int
@@ -30,6 +36,7 @@ class TrainingResult:
     seconds: float
     curve: list[dict[str, float]]
     gates: dict[str, float]
+    weights_changed: float
 
     def metrics(self) -> dict[str, Any]:
         """For the manifest and for asset metadata: losses, throughput (tokens/s of forward and backward), gates."""
@@ -42,18 +49,71 @@ class TrainingResult:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
+            "weights_changed": self.weights_changed,
             "loss/first": losses[0],
             "loss/last": sum(losses[-tenth:]) / tenth,
             **{f"gate/{name}": value for name, value in self.gates.items()},
         }
 
 
+class Trainable(NamedTuple):
+    """A model to train, whether its forward passes may compute in bfloat16, and the LoRA adapters to give it."""
+
+    network: Any
+    bf16: bool
+    adapters: Any | None
+
+
+def load_trainable(start: Path, model: ModelSettings, settings: OptimiserSettings) -> Trainable:
+    """The checkpoint in ``start``, ready to be trained.
+
+    A step of a small learning rate is less than the distance between two neighbouring bfloat16 numbers and would be
+    rounded away: at 5e-7 only one weight in 2,000 would ever change. So what is trained (all weights, or LoRA adapters)
+    is kept in 32 bits, and a GPU that can computes in bfloat16 where that is the type of the checkpoint.
+    """
+    import torch
+
+    spread = int(os.environ.get("WORLD_SIZE", "1")) > 1  # then the trainer places each process's part of the model
+    network = load_model(start, model.model_copy(update={"device": "cpu"}) if spread else model)
+    bf16 = network.dtype != torch.float32 and device_of(model).type == "cuda" and torch.cuda.is_bf16_supported()
+    if settings.lora_rank is None:
+        return Trainable(network.float(), bf16, None)
+    return Trainable(network, bf16, _adapters(settings, settings.lora_rank))
+
+
+def _adapters(settings: OptimiserSettings, rank: int) -> Any:
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise SettingsError(
+            "LoRA adapters cannot be merged while FSDP spreads the weights over several GPUs. Unset lora_rank, or give "
+            "training.accelerate_config a file with distributed_type: MULTI_GPU."
+        )
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "lora_rank is set, but the package peft is not installed: `pip install 'lance-dagster[lora]'`"
+        ) from error
+    return LoraConfig(
+        r=rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
 def trainer_arguments(
-    settings: OptimiserSettings, model: ModelSettings, seed: int, rows: int, scratch: Path, steps: int | None = None
+    settings: OptimiserSettings,
+    model: ModelSettings,
+    seed: int,
+    rows: int,
+    scratch: Path,
+    bf16: bool,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Arguments that SFTConfig and DPOConfig have in common. Nothing is cut: rows were measured before.
 
-    ``steps`` replaces the number of epochs.
+    ``bf16``: see Trainable. ``steps`` replaces the number of epochs.
     """
     device = device_of(model)
     expected = round(rows * settings.epochs / (settings.batch_size * settings.gradient_accumulation))
@@ -64,6 +124,7 @@ def trainer_arguments(
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "learning_rate": settings.learning_rate,
+        "optim": _installed(settings.optimiser),
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
@@ -72,7 +133,7 @@ def trainer_arguments(
         "seed": seed,
         "data_seed": seed,
         "use_cpu": device.type == "cpu",
-        "bf16": device.type == "cuda" and model.dtype != "float32",
+        "bf16": bf16,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "dataloader_pin_memory": device.type == "cuda",
         "logging_steps": max(1, (steps or expected) // _CURVE_POINTS),
@@ -82,6 +143,42 @@ def trainer_arguments(
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def _installed(optimiser: str) -> str:
+    if optimiser == "paged_adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise SettingsError(
+            "optimiser is 'paged_adamw_8bit', but the package bitsandbytes is not installed: `pip install bitsandbytes`"
+            " on a machine with a GPU, or choose another optimiser"
+        )
+    return optimiser
+
+
+@contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """A folder inside ``out`` for the data set that is trained on; all processes of a stage see the same one."""
+    folder = out / ".work"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def on_disk(records: Sequence[dict[str, Any]], folder: Path, config: Any) -> Any:
+    """A data set in ``folder`` that is written by the first process of a stage and read by all."""
+    from datasets import Dataset, load_from_disk
+
+    with config.main_process_first():
+        if config.process_index == 0:
+            Dataset.from_list(list(records)).save_to_disk(folder / "rows")
+    return load_from_disk(folder / "rows")
+
+
+def fits(tokenizer: Any, messages: list[Message], response: str, max_tokens: int) -> bool:
+    """Whether prompt and response, as they are trained on, have at most ``max_tokens`` tokens."""
+    turns = [*messages, {"role": "assistant", "content": response}]
+    return len(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)) <= max_tokens
 
 
 def prompt_messages(system: str | None, prompt: str) -> list[Message]:
@@ -116,19 +213,3 @@ def curve_of(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[di
         for entry in history
         if "loss" in entry
     ]
-
-
-def save_model(model: Any, source: Path, out: Path) -> None:
-    """Write the trained weights to ``out``, with tokenizer and template files of ``source`` byte for byte."""
-    import torch
-
-    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
-    if broken:
-        raise TrainingError(
-            f"training ended with weights that are not finite ({', '.join(broken[:3])}): lower the learning rate"
-        )
-    model.save_pretrained(out)
-    for path in sorted(source.iterdir()):
-        carried = path.suffix in (".json", ".jinja", ".txt", ".model") and not path.name.endswith(".index.json")
-        if path.is_file() and carried and not (out / path.name).exists() and path.name != "pretraining.json":
-            shutil.copyfile(path, out / path.name)

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from lance_dagster.components.construction_assets import construction_assets
 from lance_dagster.components.evaluation_assets import evaluation_assets
 from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.training_assets import training_assets
 from lance_dagster.settings import parse_settings
 from lance_dagster_tests.tiny import REPOSITORY, tiny_settings
 
@@ -18,13 +20,17 @@ GENERATING = {"reviewed_seed", "instruction_candidates", "preference_candidates"
 SCORING = {"baseline_scores", "eval_scores"}
 SEEDS = {"seed_instructions", "seed_reviews"}
 REPORT = {"evolution_report"}
-SYSTEM_PROMPT = {*GENERATING, "sft_set", "preference_set", "baseline_scores", "drift"}
+TRAINED = {"initial_checkpoint", "sft_checkpoint", "dpo_checkpoint"}
+# A second M_0 is trained for the noise floor.
+INITIAL = {"initial_checkpoint", "baseline_scores"}
+SYSTEM_PROMPT = {*GENERATING, "sft_set", "preference_set", "initial_checkpoint", "baseline_scores", "drift"}
 
 
 def versions(settings: Mapping[str, Any], root: Path) -> dict[str, str | None]:
-    """Code version by asset, of the assets that make and measure data."""
+    """Code version by asset."""
     experiment = Experiment("tiny", parse_settings(dict(settings)), root)
-    assets = [*construction_assets(experiment), *evaluation_assets(experiment)]
+    made = [asset for asset in training_assets(experiment) if isinstance(asset, dg.AssetsDefinition)]
+    assets = [*construction_assets(experiment), *made, *evaluation_assets(experiment)]
     return {spec.key.path[-1]: spec.code_version for asset in assets for spec in asset.specs}
 
 
@@ -49,7 +55,11 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("seed.growth", "merge", {"reviewed_seed", *REPORT}),
         ("seed.max_rows", 50, {"reviewed_seed"}),
         ("model.threads", 1, set()),
-        ("model.dtype", "bfloat16", {*GENERATING, *SCORING, "drift"}),
+        ("model.dtype", "bfloat16", {*GENERATING, *SCORING, "drift", *TRAINED}),
+        ("model.path", "other/model", {"base_checkpoint", *REPORT}),
+        ("model.revision", "v2", {"base_checkpoint"}),
+        ("model.device", "auto", set()),
+        ("model.trust_remote_code", True, {*TRAINED, "baseline_scores"}),
         ("engine.max_batch_rows", 8, set()),
         ("construction.threshold", 6.0, {"reviewed_seed", "sft_set", *REPORT}),
         ("construction.rereview_seeds", False, {"reviewed_seed"}),
@@ -66,15 +76,26 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("construction.seed", 1, GENERATING),
         ("training.accumulate", False, {"sft_set", "preference_set"}),
         ("training.replay_reviews", False, {"sft_set"}),
-        ("training.initial.epochs", 2.0, {"baseline_scores"}),  # which trains M_0 a second time
-        ("training.sft.epochs", 2.0, set()),
+        ("training.seed", 7, {*TRAINED, "baseline_scores"}),
+        ("training.initial.epochs", 2.0, INITIAL),
+        ("training.initial.gradient_checkpointing", True, set()),
+        ("training.sft.epochs", 2.0, {"sft_checkpoint"}),
+        ("training.sft.optimiser", "adafactor", {"sft_checkpoint"}),
+        ("training.sft.lora_rank", 8, {"sft_checkpoint"}),
+        ("training.sft.lora_alpha", 8, set()),  # there are no adapters
+        ("training.start_from", "initial", {"sft_checkpoint"}),
+        ("training.steps_of", "other", {"sft_checkpoint"}),
+        ("training.dpo.beta", 0.2, {"dpo_checkpoint"}),
+        ("training.dpo.reference", "live", set()),
+        ("training.dpo.min_weights_changed", 0.5, set()),
+        ("training.accelerate_config", "accelerate.yaml", set()),
         ("prompts.system_in_preferences", False, {"preference_set"}),
         ("evaluation.tasks", ["mini_test"], {"candidate_ledger", *SCORING}),
         ("evaluation.question_fields", ["instruction"], {"candidate_ledger"}),
         ("evaluation.limit", 30, SCORING),
         ("evaluation.batch_size", 8, set()),
         ("evaluation.drift_rows", 8, {"drift"}),
-        ("evaluation.noise_floor", "reevaluate", {"baseline_scores"}),
+        ("evaluation.noise_floor", "off", {"baseline_scores"}),
     ],
 )
 def test_a_setting_marks_what_it_decides_and_nothing_else(
@@ -88,11 +109,14 @@ def test_a_setting_that_a_switch_makes_idle_marks_nothing(tmp_path: Path) -> Non
         tmp_path,
         construction={"filters": {"contamination": "off"}},
         training={"replay_seed": "none"},
-        evaluation={"noise_floor": "reevaluate"},
+        evaluation={"noise_floor": "off"},
     )
     assert changed(tmp_path, idle, "evaluation.question_fields", ["instruction"]) == set()
     assert changed(tmp_path, idle, "construction.threshold", 6.0) == {"reviewed_seed", *REPORT}
-    assert changed(tmp_path, idle, "training.initial.epochs", 2.0) == set()
+    assert changed(tmp_path, idle, "training.initial.epochs", 2.0) == {"initial_checkpoint"}
+    without_dpo = tiny_settings(tmp_path, training={"stages": ["sft"]})
+    assert changed(tmp_path, without_dpo, "training.dpo.epochs", 2.0) == set()
+    assert changed(tmp_path, tiny_settings(tmp_path), "training.stages", ["sft"]) >= {"dpo_checkpoint"}
 
 
 def test_another_system_prompt_marks_every_asset_that_shows_it_to_a_model(tmp_path: Path) -> None:

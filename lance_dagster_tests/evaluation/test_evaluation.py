@@ -144,7 +144,7 @@ def test_a_missing_task_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_model_does_not_drift_from_itself_and_does_from_another(tmp_path: Path) -> None:
     from lance_dagster.storage.models import load_model
-    from lance_dagster.training.stage import save_model
+    from lance_dagster.training.save import save_model
 
     moved = load_model(BASE, MODEL)
     for weight in moved.parameters():
@@ -162,7 +162,7 @@ def test_a_model_does_not_drift_from_itself_and_does_from_another(tmp_path: Path
 def test_drift_does_not_depend_on_how_much_fits_into_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from lance_dagster.evaluation import drift
     from lance_dagster.storage.models import load_model
-    from lance_dagster.training.stage import save_model
+    from lance_dagster.training.save import save_model
 
     moved = load_model(BASE, MODEL)
     for weight in moved.parameters():

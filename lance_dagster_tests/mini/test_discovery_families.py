@@ -58,7 +58,6 @@ def test_found_answers_are_right_and_wrong_ones_are_not(family: Family) -> None:
             ["3 6 6 2", "3 2 6 6", "3 6 5 3"],
             ["6 3 6 2", "3 6 6 3", "3 5 5 4", "3662", "3 6 8", "3 and 6 and 6 and 2"],
         ),
-        ("Write 5 letters with 2 times C and 1 times G.", ["CCGAB", "ZCGCQ"], ["CCGA", "CCGGA", "CCGab", "CC GA"]),
         ("Solve 3 * x + 4 = 19.", ["5"], ["4", "15", "x = 5"]),
     ],
 )
@@ -78,12 +77,6 @@ def test_the_oracle_accepts_every_right_answer_and_no_other(
         ("What number plus 38 makes 81?", "41", "41 + 38 = 79, want 81: no. Wrong.", 1),
         ("Solve 3 * x + 4 = 19.", "6", "3 * 6 = 18, 18 + 4 = 22, want 19: no. Wrong.", 1),
         ("Solve 3 * x + 4 = 19.", "five", "It does not fit the question. Wrong.", 1),
-        (
-            "Write 4 letters with 2 times C and 1 times G.",
-            "CCGA",
-            "1C10 2C20 3G21 4A21. Length 4, want 4: yes. C 2, want 2: yes. G 1, want 1: yes. Right.",
-            9,
-        ),
     ],
 )
 def test_a_review_shows_the_calculation(instruction: str, response: str, rationale: str, score: int) -> None:

@@ -7,6 +7,7 @@ from lance_dagster.report import render
 from lance_dagster.report.pictures import draw
 from lance_dagster.report.summary import Summary, build_summary
 from lance_dagster_tests.report.tables import (
+    baseline,
     candidate,
     drift,
     evolution,
@@ -156,6 +157,15 @@ def test_notes_of_the_caller_and_the_noise_floor_are_in_the_notes() -> None:
     text = page(evolution(initial=0.50, again=0.52, notes=["threshold 7.0"])).text
     assert "threshold 7.0" in text
     assert "here 2.0 points" in text
+
+
+def test_iterations_that_are_out_of_date_are_named_wherever_the_headline_is() -> None:
+    warning = "Iteration 001 is out of date and left out: <eval_scores> is of a, but dpo_checkpoint is b."
+    summary = build_summary("x", "lance", baseline(0.6, 0.5, 0.51), [iteration(0)], out_of_date=[warning])
+    assert warning in page(summary).text
+    assert "Iteration 001 is out of date" in render.to_markdown(summary) and "<eval" not in render.to_markdown(summary)
+    assert "Iteration 001 is out of date" in render.to_text(summary)
+    assert summary.to_json()["out_of_date"] == [warning]
 
 
 def test_a_markdown_image_carries_its_picture() -> None:

@@ -16,6 +16,7 @@ from lance_dagster.storage.checkpoints import (
     hash_folder,
     local_folder,
     manifest_path,
+    pass_on,
     read_manifest,
     staging_folder,
     verify,
@@ -345,3 +346,35 @@ def test_a_move_that_broke_off_on_an_object_store_is_mended_by_the_next_commit(
         current(store)
     verify(commit(store, source), LABEL)
     assert not list((store / "sft_checkpoint" / "000").glob(".*"))
+
+
+# Stages that are left out
+
+
+def test_a_checkpoint_that_is_passed_on_lies_where_its_parent_does(store: UPath, source: Path) -> None:
+    parent = commit(store, source)
+    passed = pass_on(parent, store / "dpo_checkpoint", "000", kind="dpo", settings={"passed_on": True})
+    again = pass_on(passed, store / "sft_checkpoint", "001", kind="sft")
+    for manifest in (passed, again):
+        assert manifest.location == parent.location
+        assert (manifest.digest, manifest.parent_digest) == (parent.digest, parent.digest)
+        verify(manifest, LABEL)
+        with local_folder(manifest) as folder:
+            assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert (passed.kind, passed.settings) == ("dpo", {"passed_on": True})
+    assert [path.name for path in (store / "dpo_checkpoint").iterdir()] == ["000.json"], "nothing was copied"
+
+
+def test_a_store_with_a_passed_on_checkpoint_can_be_moved(tmp_path: Path, source: Path) -> None:
+    old, new = UPath(tmp_path / "old"), UPath(tmp_path / "new")
+    pass_on(commit(old, source), old / "dpo_checkpoint", "000", kind="dpo")
+    shutil.move(str(old), str(new))
+    verify(read_manifest(manifest_path(new / "dpo_checkpoint", "000"), LABEL), LABEL)
+
+
+def test_a_model_outside_the_store_is_passed_on_by_its_path(tmp_path: Path, source: Path) -> None:
+    files = hash_folder(UPath(source))
+    base = CheckpointManifest("base", str(source), "d", files)
+    passed = pass_on(base, UPath(tmp_path / "store/sft_checkpoint"), "000", kind="sft")
+    assert passed.location == str(source)
+    verify(passed, LABEL)

@@ -15,8 +15,8 @@ from lance_dagster.settings import DPOSettings, ModelSettings, SFTSettings
 from lance_dagster.storage.checkpoints import hash_folder
 from lance_dagster.storage.models import load_model, load_tokenizer
 from lance_dagster.training.dpo import train_dpo
+from lance_dagster.training.save import save_model
 from lance_dagster.training.sft import train_sft
-from lance_dagster.training.stage import save_model
 from lance_dagster_tests.tiny import REPOSITORY
 from lance_dagster_tests.training.rows import preference_rows, sft_rows
 
@@ -73,7 +73,7 @@ def test_the_same_rows_and_seed_give_the_same_weights_and_another_seed_others(tu
 
 
 def test_loss_is_taken_on_the_response_alone(tmp_path: Path) -> None:
-    settings = SFT.model_copy(update={"epochs": 1.0, "learning_rate": 1e-9})
+    settings = SFT.model_copy(update={"epochs": 1.0, "learning_rate": 1e-9, "min_weights_changed": 0.0})
     result = train_sft(BASE, sft_rows([NEW_WORDS[0]]), tmp_path, settings, MODEL, 1, lambda line: None)
     import torch
 
@@ -135,3 +135,29 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not finite"):
         save_model(model, BASE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_steps_that_bfloat16_cannot_hold_add_up(tmp_path: Path) -> None:
+    # A bfloat16 number near 0.05 is 0.00024 away from the next, so that a step of 2e-6 vanishes on its own.
+    half = MODEL.model_copy(update={"dtype": "bfloat16"})
+    settings = DPO.model_copy(update={"epochs": 100.0, "learning_rate": 2e-6})
+    result = train_dpo(BASE, preference_rows(PAIRS), tmp_path / "half", settings, half, 1, lambda line: None)
+    exact = train_dpo(BASE, preference_rows(PAIRS), tmp_path / "exact", settings, MODEL, 1, lambda line: None)
+    assert result.steps == 100
+    assert 0.05 < result.weights_changed == result.metrics()["weights_changed"]
+    assert math.isclose(result.curve[-1]["loss"], exact.curve[-1]["loss"], rel_tol=0.02)
+    saved = load_model(tmp_path / "half", half)
+    assert {str(weight.dtype) for weight in saved.parameters()} == {"torch.bfloat16"}
+    assert saved.config.to_dict()["dtype"] == "bfloat16"
+    old = load_model(BASE, half).state_dict()
+    different = sum(int((weight != old[name]).sum()) for name, weight in saved.named_parameters())
+    assert different / saved.num_parameters() == result.weights_changed
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_stage_that_changes_almost_no_weight_is_refused(tmp_path: Path, dtype: str) -> None:
+    model = MODEL.model_copy(update={"dtype": dtype})
+    rate = {"bfloat16": 1e-7, "float32": 1e-12}[dtype]
+    settings = SFT.model_copy(update={"epochs": 1.0, "learning_rate": rate})
+    with pytest.raises(TrainingError, match=r"SFT changed only 0\.\d+% of the weights.*learning_rate"):
+        train_sft(BASE, sft_rows(NEW_WORDS), tmp_path, settings, model, 1, lambda line: None)
