@@ -115,13 +115,100 @@ class SamplingSettings(Section):
     max_new_tokens: int = Field(512, ge=1, le=131_072, description="longer texts are cut, flagged and not trained on")
 
 
+class VllmSettings(Section):
+    """What vLLM is given when it loads a model; its own names are in brackets."""
+
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share each layer (tensor_parallel_size)")
+    memory_share: float = Field(
+        0.9, gt=0.0, lt=1.0, description="share of a GPU's memory that vLLM takes (gpu_memory_utilization)"
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="GiB for keys and values (kv_cache_memory_bytes); if unset, what memory_share leaves on a GPU, and "
+        "1 on a CPU",
+    )
+    max_context: int | None = Field(
+        None, ge=8, description="longest prompt and answer in tokens (max_model_len); the model's own if unset"
+    )
+    max_sequences: int = Field(256, ge=1, description="requests that are answered at the same time (max_num_seqs)")
+    quantization: str | None = Field(
+        None, min_length=1, description="such as fp8 or awq; the checkpoint's own if unset", examples=["fp8"]
+    )
+    lora: str | None = Field(
+        None, min_length=1, description="folder of a LoRA adapter that every model is run with", examples=["adapters/a"]
+    )
+    eager: bool | None = Field(
+        None, description="no compilation: loads faster, runs slower (enforce_eager); if unset, on a CPU only"
+    )
+
+
+class OpenAISettings(Section):
+    """A server with the OpenAI chat completions interface: vLLM, SGLang, llama.cpp, or a hosted one."""
+
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://.+",
+        description="of a server that runs already; if unset, a vLLM server is started for each model",
+        examples=["http://127.0.0.1:8000/v1"],
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="what the server calls its model; if unset, it has to be the digest of M_t, so that no other model "
+        "can answer",
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        min_length=1,
+        description="environment variable that holds the key; none is sent if it is unset",
+    )
+    concurrency: int = Field(64, ge=1, le=4096, description="requests that are open at the same time")
+    timeout_s: float = Field(300.0, gt=0.0, description="seconds that one attempt may take")
+    attempts: int = Field(
+        5, ge=1, le=20, description="tries of a request that meets 429, 5xx, a cut connection or a time-out"
+    )
+    backoff_s: float = Field(1.0, ge=0.0, description="seconds before the second try; doubled for each one after it")
+    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until a server of its own has to answer")
+
+
+class PriceSettings(Section):
+    """What generation costs, for the accounts and the budget. The default costs nothing."""
+
+    input_per_million: float = Field(0.0, ge=0.0, description="price of a million prompt tokens")
+    output_per_million: float = Field(0.0, ge=0.0, description="price of a million generated tokens")
+    per_hour: float = Field(0.0, ge=0.0, description="price of an hour of the machine while the engine works")
+    currency: Text = Field("USD", description="what the prices are in")
+
+
 class EngineSettings(Section):
     """How text is generated."""
 
-    name: Literal["transformers"] = Field("transformers", description="the library that runs the model")
-    max_batch_rows: int = Field(256, ge=1, description="prompts in one forward pass")
-    max_batch_tokens: int = Field(65_536, ge=1, description="padded prompt and new tokens in one forward pass")
+    kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
+        "auto",
+        description="the library that runs the model; auto: vllm where there is a GPU and vLLM is installed, else "
+        "transformers",
+    )
     shard_rows: int = Field(1024, ge=1, description="requests that are generated, then kept on disk, at a time")
+    max_failed_share: float = Field(
+        0.05, ge=0.0, le=1.0, description="share of a stage's requests that may fail before the stage does"
+    )
+    price: PriceSettings = PriceSettings()
+    max_stage_cost: float | None = Field(
+        None, ge=0.0, description="a stage stops before its generation costs more; no limit if unset", examples=[20.0]
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="GiB of completions that are kept per experiment, the last used first; all if unset "
+        "(`lance-dagster cache`)",
+    )
+    max_batch_rows: int = Field(256, ge=1, description="transformers: prompts in one forward pass")
+    max_batch_tokens: int = Field(
+        65_536, ge=1, description="transformers: padded prompt and new tokens in one forward pass"
+    )
+    vllm: VllmSettings = VllmSettings()
+    openai: OpenAISettings = OpenAISettings()
 
 
 class FilterSettings(Section):
@@ -432,6 +519,11 @@ class EvolutionSettings(Section):
     method: Literal["lance", "replay"] = Field("lance", description="how data is built and the model trained")
     iterations: int = Field(4, ge=1, le=MAX_ITERATIONS, description="number of iteration partitions (N in the paper)")
     store: Text = Field("data/store", description="folder or fsspec URL under which artifacts are written")
+    executor: Literal["process_per_stage", "in_process"] = Field(
+        "process_per_stage",
+        description="the jobs run each stage in a process of its own, so that it gives all GPU memory back, or all in "
+        "one, which saves their imports",
+    )
     model: ModelSettings
     seed: SeedSettings
     prompts: PromptSettings = PromptSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from lance_dagster.components.executor import stage_executor
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.errors import ArtifactError
 from lance_dagster.storage.experiment_store import SHARED_ASSETS, iteration_key
@@ -114,6 +115,7 @@ def experiment_jobs(experiment: Experiment) -> list[dg.UnresolvedAssetJobDefinit
             f"{experiment.name}_{name}",
             selection,
             description=description,
+            executor_def=stage_executor(experiment),
             tags={"lance/experiment": experiment.name},
             config={"loggers": {"console": {"config": {}}}},  # the short lines of console.py
         )

@@ -19,9 +19,11 @@ from upath import UPath
 from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.construction.policy import PolicyModel, manifest_of, open_ancestor
 from lance_dagster.construction.steps import StepContext
+from lance_dagster.engines.accounting import SpendingLog
 from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.engines.completion_cache import CompletionCache
 from lance_dagster.engines.engine import TextEngine
-from lance_dagster.engines.registry import engine_class, engine_identity
+from lance_dagster.engines.registry import ENGINES, engine_identity, engine_kind, gpus_of
 from lance_dagster.errors import LanceError
 from lance_dagster.methods.method import Method
 from lance_dagster.methods.registry import method_named
@@ -154,24 +156,63 @@ class Experiment:
     def step(
         self, context: dg.AssetExecutionContext, judge: Literal["policy", "initial"] = "policy"
     ) -> Iterator[tuple[StepContext, PolicyModel]]:
-        """A construction step of the run's iteration, done by M_t or by M_0.
+        """A construction step of the run's iteration, done by M_t or by M_0."""
+        policy = PolicyModel.load(self.store, int(context.partition_key))
+        spending = self.store.spending(context.asset_key.path[-1], context.partition_key)
+        with self.construction(policy, context.log.info, spending, judge) as step:
+            yield step, policy
+        self._prune_cache(context.log.info)
 
-        The weights are read, checked and loaded when something must be generated, not for cached texts.
+    @contextmanager
+    def construction(
+        self,
+        policy: PolicyModel,
+        log: Callable[[str], None],
+        spending: UPath,
+        judge: Literal["policy", "initial"] = "policy",
+    ) -> Iterator[StepContext]:
+        """A construction step that is done by M_t or by M_0; ``spending`` is the file of its accounts.
+
+        The weights are read, checked and loaded when something must be generated, not for cached texts, and given up
+        at the end of the block.
         """
         engine, model = self.settings.engine, self.settings.model
-        policy = PolicyModel.load(self.store, int(context.partition_key))
         worker = policy.initial if judge == "initial" else policy.model
         digest = manifest_of(self.store, worker).digest
+        kind, reason = engine_kind(engine, model)
         with ExitStack() as stack:
 
             def load() -> TextEngine:
-                context.log.info(f"loading {worker.label} ({digest}) into {engine.name}")
+                log(f"loading {worker.label} ({digest}) into {kind} ({reason})")
                 folder = stack.enter_context(local_folder(open_ancestor(self.store, worker)))
-                return engine_class(engine.name)(folder, digest, model, engine)
+                loaded = ENGINES[kind](folder, digest, model, engine)
+                stack.callback(loaded.close)
+                runner.usage.gpus = gpus_of(kind, engine, model)
+                return loaded
 
-            identity = engine_identity(engine, model)
-            runner = BatchRunner(load, digest, identity, self.store.cache, engine.shard_rows, context.log.info)
-            yield StepContext(policy.iteration, self.settings, self.prompts, runner, context.log.info), policy
+            runner = BatchRunner(
+                load,
+                digest,
+                engine_identity(kind, engine, model),
+                self.store.cache,
+                engine.shard_rows,
+                log,
+                engine.max_failed_share,
+                engine.price,
+                engine.max_stage_cost,
+                SpendingLog(spending, engine.price),
+            )
+            yield StepContext(policy.iteration, self.settings, self.prompts, runner, log)
+
+    def _prune_cache(self, log: Callable[[str], None]) -> None:
+        """Keep the size limit of the settings, once a stage has what it needs."""
+        limit = self.settings.engine.cache_gb
+        if limit is None:
+            return
+        removed = CompletionCache(self.store.cache, log).prune(most_bytes=int(limit * (1 << 30)))
+        if removed:
+            rows = sum(shard.rows for shard in removed)
+            log(f"completions over engine.cache_gb ({limit:g}): removed {rows:,} rows that were not used for longest")
 
 
 def table_result(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult[pa.Table]:

@@ -367,7 +367,7 @@ def _assembly(experiment: Experiment, context: dg.AssetExecutionContext, iterati
     def load() -> Any:
         raise AssertionError("assembling a set generates nothing")
 
-    runner = BatchRunner(load, digest, engine.name, experiment.store.cache, engine.shard_rows, context.log.info)
+    runner = BatchRunner(load, digest, engine.kind, experiment.store.cache, engine.shard_rows, context.log.info)
     return StepContext(iteration, experiment.settings, experiment.prompts, runner, context.log.info)
 
 

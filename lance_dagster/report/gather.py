@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from lance_dagster.construction.policy import PolicyModel
 from lance_dagster.errors import ArtifactError
 from lance_dagster.prompts.prompt_sets import PromptSet
+from lance_dagster.report.costs import iteration_cost
 from lance_dagster.report.summary import IterationTables, Summary, build_summary
 from lance_dagster.settings import EvolutionSettings
 from lance_dagster.storage.experiment_store import UNPARTITIONED, ExperimentStore, iteration_key
@@ -47,7 +48,9 @@ def gather(
         else:
             complete.append(tables)
     notes = _notes(settings, prompts)
-    return build_summary(store.experiment, settings.method, baseline, complete, notes, [*out_of_date, *remarks])
+    currency = settings.engine.price.currency
+    costs = [iteration_cost(store, tables.iteration, tables.candidate_ledger, currency) for tables in complete]
+    return build_summary(store.experiment, settings.method, baseline, complete, notes, [*out_of_date, *remarks], costs)
 
 
 def _stale_baseline(store: ExperimentStore, baseline: pa.Table) -> list[str]:

@@ -77,6 +77,10 @@ class ExperimentStore:
         """Completions by model digest, shared by all stages of the experiment."""
         return self.folder / "completions"
 
+    def spending(self, asset: str, partition: str) -> UPath:
+        """What generation for an asset has cost so far: operational figures, not part of any result."""
+        return self.folder / "spending" / asset / f"{partition}.json"
+
     def items(self, model_digest: str) -> UPath:
         """What one model scored on each single evaluation document: written with its scores, for paired comparisons."""
         return self.folder / "eval_items" / f"{model_digest}.parquet"
