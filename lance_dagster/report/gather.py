@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,8 +18,12 @@ from lance_dagster.storage.tables import read_table
 _TABLES = ("reviewed_seed", "candidate_ledger", "sft_set", "preference_set", "eval_scores", "drift")
 
 
-def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet) -> Summary:
+def gather(
+    store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet, remarks: Sequence[str] = ()
+) -> Summary:
     """The summary over the baseline scores and all complete iterations, oldest first.
+
+    ``remarks`` say what else is out of date.
 
     An iteration whose scores are of other checkpoints than those that are there now is left out, and the summary says
     so. Raises ArtifactError while there are no baseline scores, or only those of other models.
@@ -41,7 +47,7 @@ def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptS
         else:
             complete.append(tables)
     notes = _notes(settings, prompts)
-    return build_summary(store.experiment, settings.method, baseline, complete, notes, out_of_date)
+    return build_summary(store.experiment, settings.method, baseline, complete, notes, [*out_of_date, *remarks])
 
 
 def _stale_baseline(store: ExperimentStore, baseline: pa.Table) -> list[str]:
