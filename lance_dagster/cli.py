@@ -142,6 +142,42 @@ def whatif(experiment: str, iteration: int, rouge: list[float] | None, accept: l
 
 
 @main.command()
+@click.argument("experiment", default="mini")
+@click.option("--iteration", type=click.IntRange(0, 98), help="The first one that is not complete if left out.")
+@click.option("--preview", default=32, show_default=True, type=click.IntRange(1), help="Seed rows to try it on.")
+def plan(experiment: str, iteration: int | None, preview: int) -> None:
+    """Predict calls, tokens, time and cost of the coming iteration of EXPERIMENT.
+
+    A few seeds go through the construction of that iteration; their texts stay in the cache for the real run.
+    """
+    from lance_dagster.components.planning import plan_text
+
+    click.echo(plan_text(_experiment(experiment), iteration, preview, lambda line: click.echo(line, err=True)))
+
+
+@main.command()
+@click.argument("experiment", default="mini")
+@click.option("--keep-gb", type=click.FloatRange(min=0.0), help="Remove the least recently used until the rest fits.")
+@click.option("--unused-days", type=click.FloatRange(min=0.0), help="Remove what was not used for so many days.")
+def cache(experiment: str, keep_gb: float | None, unused_days: float | None) -> None:
+    """Show the cached completions of EXPERIMENT by model and kind, and prune them.
+
+    Removing them loses no result: a stage that is run again generates what is missing.
+    """
+    from lance_dagster.engines.completion_cache import CompletionCache
+    from lance_dagster.report.cache_table import cache_table
+
+    store = _experiment(experiment).store
+    completions = CompletionCache(store.cache, lambda line: click.echo(line, err=True))
+    if keep_gb is not None or unused_days is not None:
+        most = None if keep_gb is None else int(keep_gb * (1 << 30))
+        removed = completions.prune(most, unused_days)
+        size = sum(shard.size for shard in removed) / (1 << 20)
+        click.echo(f"removed {sum(shard.rows for shard in removed):,} completions, {size:.1f} MiB")
+    click.echo(cache_table(completions.shards(), store))
+
+
+@main.command()
 @click.argument("experiment", default="mini_discovery")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 50), help="Random seeds, from 0.")
 @click.option("--iterations", default=3, show_default=True, type=click.IntRange(1, 99), help="Iterations of each run.")

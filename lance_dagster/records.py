@@ -86,7 +86,9 @@ CANDIDATES = pa.schema(
         pa.field("response", text),  # null for kind instruction
         *_WHO,
         pa.field("sampling", SAMPLING, nullable=False),
-        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length
+        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length | error
+        pa.field("error", pa.string()),  # why there is no text, with finish_reason error
+        pa.field("attempts", pa.int64()),  # how often a failed request was tried; null for others
         pa.field("prompt_tokens", pa.int64(), nullable=False),
         pa.field("completion_tokens", pa.int64(), nullable=False),
         pa.field("drop_reason", pa.string()),  # set when the text is unusable as generated

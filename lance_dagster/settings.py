@@ -115,13 +115,100 @@ class SamplingSettings(Section):
     max_new_tokens: int = Field(512, ge=1, le=131_072, description="longer texts are cut, flagged and not trained on")
 
 
+class VllmSettings(Section):
+    """What vLLM is given when it loads a model; its own names are in brackets."""
+
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share each layer (tensor_parallel_size)")
+    memory_share: float = Field(
+        0.9, gt=0.0, lt=1.0, description="share of a GPU's memory that vLLM takes (gpu_memory_utilization)"
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="GiB for keys and values (kv_cache_memory_bytes); if unset, what memory_share leaves on a GPU, and "
+        "1 on a CPU",
+    )
+    max_context: int | None = Field(
+        None, ge=8, description="longest prompt and answer in tokens (max_model_len); the model's own if unset"
+    )
+    max_sequences: int = Field(256, ge=1, description="requests that are answered at the same time (max_num_seqs)")
+    quantization: str | None = Field(
+        None, min_length=1, description="such as fp8 or awq; the checkpoint's own if unset", examples=["fp8"]
+    )
+    lora: str | None = Field(
+        None, min_length=1, description="folder of a LoRA adapter that every model is run with", examples=["adapters/a"]
+    )
+    eager: bool | None = Field(
+        None, description="no compilation: loads faster, runs slower (enforce_eager); if unset, on a CPU only"
+    )
+
+
+class OpenAISettings(Section):
+    """A server with the OpenAI chat completions interface: vLLM, SGLang, llama.cpp, or a hosted one."""
+
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://.+",
+        description="of a server that runs already; if unset, a vLLM server is started for each model",
+        examples=["http://127.0.0.1:8000/v1"],
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="what the server calls its model; if unset, it has to be the digest of M_t, so that no other model "
+        "can answer",
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        min_length=1,
+        description="environment variable that holds the key; none is sent if it is unset",
+    )
+    concurrency: int = Field(64, ge=1, le=4096, description="requests that are open at the same time")
+    timeout_s: float = Field(300.0, gt=0.0, description="seconds that one attempt may take")
+    attempts: int = Field(
+        5, ge=1, le=20, description="tries of a request that meets 429, 5xx, a cut connection or a time-out"
+    )
+    backoff_s: float = Field(1.0, ge=0.0, description="seconds before the second try; doubled for each one after it")
+    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until a server of its own has to answer")
+
+
+class PriceSettings(Section):
+    """What generation costs, for the accounts and the budget. The default costs nothing."""
+
+    input_per_million: float = Field(0.0, ge=0.0, description="price of a million prompt tokens")
+    output_per_million: float = Field(0.0, ge=0.0, description="price of a million generated tokens")
+    per_hour: float = Field(0.0, ge=0.0, description="price of an hour of the machine while the engine works")
+    currency: Text = Field("USD", description="what the prices are in")
+
+
 class EngineSettings(Section):
     """How text is generated."""
 
-    name: Literal["transformers"] = Field("transformers", description="the library that runs the model")
-    max_batch_rows: int = Field(256, ge=1, description="prompts in one forward pass")
-    max_batch_tokens: int = Field(65_536, ge=1, description="padded prompt and new tokens in one forward pass")
+    kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
+        "auto",
+        description="the library that runs the model; auto: vllm where there is a GPU and vLLM is installed, else "
+        "transformers",
+    )
     shard_rows: int = Field(1024, ge=1, description="requests that are generated, then kept on disk, at a time")
+    max_failed_share: float = Field(
+        0.05, ge=0.0, le=1.0, description="share of a stage's requests that may fail before the stage does"
+    )
+    price: PriceSettings = PriceSettings()
+    max_stage_cost: float | None = Field(
+        None, ge=0.0, description="a stage stops before its generation costs more; no limit if unset", examples=[20.0]
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="GiB of completions that are kept per experiment, the last used first; all if unset "
+        "(`lance-dagster cache`)",
+    )
+    max_batch_rows: int = Field(256, ge=1, description="transformers: prompts in one forward pass")
+    max_batch_tokens: int = Field(
+        65_536, ge=1, description="transformers: padded prompt and new tokens in one forward pass"
+    )
+    vllm: VllmSettings = VllmSettings()
+    openai: OpenAISettings = OpenAISettings()
 
 
 class FilterSettings(Section):
@@ -367,12 +454,76 @@ class EvaluationSettings(Section):
     drift_rows: int = Field(128, ge=1, description="seed rows on which drift is measured")
 
 
+def _band(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[0] > shares[1]:
+        raise ValueError("the first share should not exceed the second")
+    return shares
+
+
+class GateSettings(Section):
+    """Where the checks on an iteration's artifacts draw the line. None of them changes an artifact."""
+
+    parsed_share: Share = Field(0.8, description="a smaller share of reviews that give a score is warned of")
+    score_spread: float = Field(
+        0.25, ge=0.0, le=10.0, description="a smaller standard deviation of the scores is warned of: the judge is blind"
+    )
+    kept_share: Annotated[tuple[Share, Share], AfterValidator(_band)] = Field(
+        (0.02, 0.95), description="a kept share of the candidates outside of this band is warned of"
+    )
+    length_ratio: float = Field(
+        2.0, ge=1.0, le=100.0, description="chosen responses this many times longer or shorter are warned of"
+    )
+    first_loss_tolerance: float = Field(
+        0.05, gt=0.0, le=1.0, description="a first DPO loss farther than this from ln 2 stops the iteration"
+    )
+    score_drop: float = Field(
+        2.0, ge=0.0, le=10.0, description="a score that is lower by more standard errors is warned of"
+    )
+
+
+def _cron(text: str) -> str:
+    """Five fields, as Dagster's schedules take them; the fields themselves are checked when the schedule is built."""
+    if len(text.split()) != 5:
+        raise ValueError("a cron schedule has five fields: minute, hour, day of month, month, day of week")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
+class AutomationSettings(Section):
+    """Sensors and schedules of the experiment. All are stopped until somebody starts them in the web UI."""
+
+    interval_seconds: int = Field(15, ge=1, description="the sensors look this often")
+    next_iteration_cron: Cron = Field("0 2 * * *", description="when the next missing iteration is requested")
+    refresh_window_cron: Cron = Field("0 3 * * 0", description="when the iterations of the window are made again")
+    refresh_from: int = Field(0, ge=0, lt=MAX_ITERATIONS, description="first iteration of that window")
+    campaign_until: int | None = Field(
+        None, ge=0, lt=MAX_ITERATIONS, description="the campaign sensor stops after this iteration; the last if unset"
+    )
+    seed_settle_seconds: float = Field(
+        5.0, ge=0.0, description="seed files that were changed more recently are left alone: they may be half written"
+    )
+
+
+class BranchSettings(Section):
+    """Another experiment, and the last of its iterations that this one shares."""
+
+    experiment: Text = Field(description="the other experiment's name", examples=["mini"])
+    iteration: int = Field(ge=0, lt=MAX_ITERATIONS, description="its last shared iteration", examples=[1])
+
+
 class EvolutionSettings(Section):
     """Everything that one experiment needs."""
 
     method: Literal["lance", "replay"] = Field("lance", description="how data is built and the model trained")
     iterations: int = Field(4, ge=1, le=MAX_ITERATIONS, description="number of iteration partitions (N in the paper)")
     store: Text = Field("data/store", description="folder or fsspec URL under which artifacts are written")
+    executor: Literal["process_per_stage", "in_process"] = Field(
+        "process_per_stage",
+        description="the jobs run each stage in a process of its own, so that it gives all GPU memory back, or all in "
+        "one, which saves their imports",
+    )
     model: ModelSettings
     seed: SeedSettings
     prompts: PromptSettings = PromptSettings()
@@ -380,6 +531,27 @@ class EvolutionSettings(Section):
     construction: ConstructionSettings = ConstructionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
+    start_from: BranchSettings | None = Field(
+        None,
+        description="branch off: seeds, base, M_0, baseline scores and the iterations up to this one are those of the "
+        "other experiment, and the first own iteration is the next one",
+    )
+    gates: GateSettings = GateSettings()
+    automation: AutomationSettings = AutomationSettings()
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> Self:
+        if self.start_from is not None and self.start_from.iteration + 1 >= self.iterations:
+            raise ValueError(
+                f"start_from.iteration {self.start_from.iteration} leaves no iteration of its own: iterations is "
+                f"{self.iterations}"
+            )
+        return self
+
+    @property
+    def first_iteration(self) -> int:
+        """The first iteration that this experiment makes itself."""
+        return 0 if self.start_from is None else self.start_from.iteration + 1
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -428,6 +600,8 @@ def settings_schema(model: type[BaseModel]) -> dict[str, Any]:
     def placed(schema: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in schema:
             schema = {**root["$defs"][schema["$ref"].removeprefix("#/$defs/")], **schema}
+        if "anyOf" in schema:  # a section that may be unset
+            return {**schema, "anyOf": [placed(each) for each in schema["anyOf"]]}
         if "properties" not in schema:
             return schema
         defaults = schema.get("default", {})

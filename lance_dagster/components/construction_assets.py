@@ -13,6 +13,7 @@ from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.ledger import funnel
 from lance_dagster.construction.seeds.decontaminate import decontaminate
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
+from lance_dagster.engines.registry import SETTINGS_OF_TEXTS
 from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.prompt_sets import PromptKind
 from lance_dagster.report.pictures import ledger_funnel, score_histogram
@@ -31,9 +32,13 @@ PAIR_SWITCHES = (
 
 def construction_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     """From seed_instructions and seed_reviews to sft_set and preference_set."""
+    seed = experiment.settings.seed
+    seeds = [
+        _seed_asset(experiment, "seed_instructions", seed.instructions, load_seed_instructions),
+        _seed_asset(experiment, "seed_reviews", seed.reviews, load_seed_reviews),
+    ]
     return [
-        _seed_asset(experiment, "seed_instructions", experiment.settings.seed.instructions, load_seed_instructions),
-        _seed_asset(experiment, "seed_reviews", experiment.settings.seed.reviews, load_seed_reviews),
+        *(seeds if experiment.settings.start_from is None else []),
         _reviewed_seed(experiment),
         _instruction_candidates(experiment),
         _preference_candidates(experiment),
@@ -91,7 +96,7 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
 def _written_by(experiment: Experiment, *kinds: PromptKind) -> list[str]:
     """For ``uses``: what decides the text and the provenance of every generated row, its sampling aside."""
     prompts = experiment.prompts
-    return [experiment.values("method", "engine.name", "model.dtype"), prompts.identity, prompts.digest(*kinds)]
+    return [experiment.values("method", *SETTINGS_OF_TEXTS), prompts.identity, prompts.digest(*kinds)]
 
 
 def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
@@ -126,7 +131,7 @@ def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
         return table_result(
             table,
             {
-                **step.runner.usage.metadata(),
+                **step.runner.metadata(),
                 **_score_metadata(table),
                 **{f"branch/{name}": branches[name] for name in ("instruction", "preference", "none")},
                 "score/histogram": _histogram(table, f"Seed_{step.iteration}: review scores"),
@@ -161,7 +166,7 @@ def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         with experiment.step(context) as (step, _):
             table = experiment.method.instruction_candidates(step, reviewed_seed)
-        return table_result(table, {**step.runner.usage.metadata(), **_generated_metadata(table)})
+        return table_result(table, {**step.runner.metadata(), **_generated_metadata(table)})
 
     return instruction_candidates
 
@@ -189,7 +194,7 @@ def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[pa.Table]:
         with experiment.step(context) as (step, _):
             table = experiment.method.preference_candidates(step, reviewed_seed)
-        return table_result(table, {**step.runner.usage.metadata(), **_generated_metadata(table)})
+        return table_result(table, {**step.runner.metadata(), **_generated_metadata(table)})
 
     return preference_candidates
 
@@ -254,7 +259,7 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
         return table_result(
             table,
             {
-                **step.runner.usage.metadata(),
+                **step.runner.metadata(),
                 **_score_metadata(table),
                 **{f"funnel/{name}": count for name, count in counts.items()},
                 "contamination/questions": len(evaluation),

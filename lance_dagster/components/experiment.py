@@ -19,16 +19,18 @@ from upath import UPath
 from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.construction.policy import PolicyModel, manifest_of, open_ancestor
 from lance_dagster.construction.steps import StepContext
+from lance_dagster.engines.accounting import SpendingLog
 from lance_dagster.engines.batch import BatchRunner
+from lance_dagster.engines.completion_cache import CompletionCache
 from lance_dagster.engines.engine import TextEngine
-from lance_dagster.engines.registry import engine_class, engine_identity
+from lance_dagster.engines.registry import ENGINES, engine_identity, engine_kind, gpus_of
 from lance_dagster.errors import LanceError
 from lance_dagster.methods.method import Method
 from lance_dagster.methods.registry import method_named
 from lance_dagster.prompts.prompt_sets import PromptSet, load_prompt_set
 from lance_dagster.settings import EvolutionSettings, Section
 from lance_dagster.storage.checkpoints import local_folder
-from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key, resolve_path
+from lance_dagster.storage.experiment_store import SHARED_ASSETS, ExperimentStore, iteration_key, resolve_path
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.tables import table_digest
 
@@ -49,7 +51,9 @@ class Experiment:
 
     @cached_property
     def store(self) -> ExperimentStore:
-        return ExperimentStore(UPath(resolve_path(self.settings.store, self.root)), self.name)
+        base, branch = UPath(resolve_path(self.settings.store, self.root)), self.settings.start_from
+        parent = None if branch is None else ExperimentStore(base, branch.experiment)
+        return ExperimentStore(base, self.name, parent, self.settings.first_iteration)
 
     @cached_property
     def prompts(self) -> PromptSet:
@@ -62,7 +66,9 @@ class Experiment:
 
     @cached_property
     def iterations(self) -> dg.StaticPartitionsDefinition:
-        return dg.StaticPartitionsDefinition([iteration_key(i) for i in range(self.settings.iterations)])
+        """Iterations that this experiment makes; those before belong to the experiment that it branches from."""
+        own = range(self.settings.first_iteration, self.settings.iterations)
+        return dg.StaticPartitionsDefinition([iteration_key(i) for i in own])
 
     @property
     def tasks_path(self) -> str | None:
@@ -96,8 +102,12 @@ class Experiment:
 
         return EvaluationIndex(evaluation_texts(self.settings.evaluation, self.tasks_path), filters.contamination_words)
 
-    def key(self, asset: str) -> dg.AssetKey:
-        return dg.AssetKey([self.name, asset])
+    def key(self, asset: str, iteration: int | None = None) -> dg.AssetKey:
+        """The key of an asset (of one of its iterations): in a branch, that of the experiment which makes it."""
+        branch = self.settings.start_from
+        earlier = iteration is not None and iteration < self.settings.first_iteration
+        shared = branch is not None and (asset in SHARED_ASSETS or earlier)
+        return dg.AssetKey([branch.experiment if branch is not None and shared else self.name, asset])
 
     def values(self, *names: str) -> str:
         """Some settings by their dotted names ('construction.threshold') as one text, for ``uses`` of ``asset``."""
@@ -114,7 +124,6 @@ class Experiment:
         inputs: Sequence[str] = (),
         deps: Sequence[str | dg.AssetDep] = (),
         partitioned: bool = True,
-        automation_condition: dg.AutomationCondition[Any] | None = None,
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """``@dg.asset`` with what all assets of an experiment have in common.
 
@@ -139,7 +148,6 @@ class Experiment:
                 ins={table: dg.AssetIn(key=self.key(table)) for table in inputs},
                 deps=[self.key(dep) if isinstance(dep, str) else dep for dep in deps],
                 partitions_def=self.iterations if partitioned else None,
-                automation_condition=automation_condition,
             )(clear_failures(function))
 
         return decorate
@@ -148,24 +156,63 @@ class Experiment:
     def step(
         self, context: dg.AssetExecutionContext, judge: Literal["policy", "initial"] = "policy"
     ) -> Iterator[tuple[StepContext, PolicyModel]]:
-        """A construction step of the run's iteration, done by M_t or by M_0.
+        """A construction step of the run's iteration, done by M_t or by M_0."""
+        policy = PolicyModel.load(self.store, int(context.partition_key))
+        spending = self.store.spending(context.asset_key.path[-1], context.partition_key)
+        with self.construction(policy, context.log.info, spending, judge) as step:
+            yield step, policy
+        self._prune_cache(context.log.info)
 
-        The weights are read, checked and loaded when something must be generated, not for cached texts.
+    @contextmanager
+    def construction(
+        self,
+        policy: PolicyModel,
+        log: Callable[[str], None],
+        spending: UPath,
+        judge: Literal["policy", "initial"] = "policy",
+    ) -> Iterator[StepContext]:
+        """A construction step that is done by M_t or by M_0; ``spending`` is the file of its accounts.
+
+        The weights are read, checked and loaded when something must be generated, not for cached texts, and given up
+        at the end of the block.
         """
         engine, model = self.settings.engine, self.settings.model
-        policy = PolicyModel.load(self.store, int(context.partition_key))
         worker = policy.initial if judge == "initial" else policy.model
         digest = manifest_of(self.store, worker).digest
+        kind, reason = engine_kind(engine, model)
         with ExitStack() as stack:
 
             def load() -> TextEngine:
-                context.log.info(f"loading {worker.label} ({digest}) into {engine.name}")
+                log(f"loading {worker.label} ({digest}) into {kind} ({reason})")
                 folder = stack.enter_context(local_folder(open_ancestor(self.store, worker)))
-                return engine_class(engine.name)(folder, digest, model, engine)
+                loaded = ENGINES[kind](folder, digest, model, engine)
+                stack.callback(loaded.close)
+                runner.usage.gpus = gpus_of(kind, engine, model)
+                return loaded
 
-            identity = engine_identity(engine, model)
-            runner = BatchRunner(load, digest, identity, self.store.cache, engine.shard_rows, context.log.info)
-            yield StepContext(policy.iteration, self.settings, self.prompts, runner, context.log.info), policy
+            runner = BatchRunner(
+                load,
+                digest,
+                engine_identity(kind, engine, model),
+                self.store.cache,
+                engine.shard_rows,
+                log,
+                engine.max_failed_share,
+                engine.price,
+                engine.max_stage_cost,
+                SpendingLog(spending, engine.price),
+            )
+            yield StepContext(policy.iteration, self.settings, self.prompts, runner, log)
+
+    def _prune_cache(self, log: Callable[[str], None]) -> None:
+        """Keep the size limit of the settings, once a stage has what it needs."""
+        limit = self.settings.engine.cache_gb
+        if limit is None:
+            return
+        removed = CompletionCache(self.store.cache, log).prune(most_bytes=int(limit * (1 << 30)))
+        if removed:
+            rows = sum(shard.rows for shard in removed)
+            log(f"completions over engine.cache_gb ({limit:g}): removed {rows:,} rows that were not used for longest")
 
 
 def table_result(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult[pa.Table]:

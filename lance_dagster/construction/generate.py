@@ -8,12 +8,13 @@ import pyarrow as pa
 
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.engine import Completion
+from lance_dagster.prompts.neutralise import ControlTokens
 from lance_dagster.prompts.parsing import extract_answer
 from lance_dagster.prompts.prompt_sets import PromptKind
 from lance_dagster.records import CANDIDATES, row_id, table_of
 from lance_dagster.settings import SamplingSettings
 
-TRUNCATED, NO_ANSWER = "truncated", "no_answer"
+TRUNCATED, NO_ANSWER, FAILED, CONTROL_TOKEN = "truncated", "no_answer", "failed", "control_token"
 
 
 def new_instructions(context: StepContext, reviewed: pa.Table) -> pa.Table:
@@ -76,6 +77,7 @@ def _generate(
     """Texts (None where the answer is missing) with their provenance columns."""
     completions, seeds = context.ask(kind, sampling, keys, fields)
     marker = context.prompts.template(kind).answer_marker
+    control = ControlTokens.of_patterns(context.settings.seed.control_tokens)
     out = []
     for completion, seed in zip(completions, seeds, strict=True):
         text = extract_answer(completion.text, marker)
@@ -83,19 +85,25 @@ def _generate(
             **context.provenance(),
             "sampling": {**sampling.model_dump(), "seed": seed},
             "finish_reason": completion.finish_reason,
+            "error": completion.error,
+            "attempts": None if completion.error is None else completion.attempts,
             "prompt_tokens": completion.prompt_tokens,
             "completion_tokens": completion.completion_tokens,
-            "drop_reason": _unusable(completion, text),
+            "drop_reason": _unusable(completion, text, control),
         }
         out.append((text, columns))
     return out
 
 
-def _unusable(completion: Completion, text: str | None) -> str | None:
-    """Why a text cannot be used at all: it was cut off, or holds no answer."""
+def _unusable(completion: Completion, text: str | None, control: ControlTokens) -> str | None:
+    """Why a text cannot be used at all: there is none, it was cut off, holds no answer, or would close a chat turn."""
+    if completion.error is not None:
+        return FAILED
     if completion.finish_reason == "length":
         return TRUNCATED
-    return NO_ANSWER if text is None else None
+    if text is None:
+        return NO_ANSWER
+    return CONTROL_TOKEN if control.pattern.search(text) else None
 
 
 def _row(

@@ -120,16 +120,17 @@ def build_policy(store: ExperimentStore, iteration: int) -> PolicyModel:
             ancestors=[Ancestor("base", "base_checkpoint", UNPARTITIONED, base.digest)],
         )
     before = iteration_key(iteration - 1)
+    owner = store.owner("dpo_checkpoint", before).experiment
     mend = (
-        f"Run iteration {before} of experiment {store.experiment} first: in the web UI, or "
-        f"`dg launch --job {store.experiment}_one_iteration --partition {before}`."
+        f"Run iteration {before} of experiment {owner} first: in the web UI, or "
+        f"`dg launch --job {owner}_one_iteration --partition {before}`."
     )
     checkpoint = _complete_checkpoint(store, "dpo_checkpoint", before, mend)
     tables = {}
     for name in CARRIED_TABLES:
         path = store.table(name, before)
         if not path.exists():
-            raise ArtifactError(f"{store.experiment}/{name}[{before}] is missing. {mend}")
+            raise ArtifactError(f"{_label(store, name, before)} is missing. {mend}")
         tables[name] = table_digest(read_table(path))
     tables |= {name: table_digest(read_table(path)) for name, path in _optional_tables(store, before)}
     _refuse_half_made(store, before, checkpoint, tables, mend)
@@ -205,4 +206,6 @@ def _optional_tables(store: ExperimentStore, partition: str) -> list[tuple[str, 
 
 
 def _label(store: ExperimentStore, asset: str, partition: str) -> str:
-    return f"{store.experiment}/{asset}" + ("" if partition == UNPARTITIONED else f"[{partition}]")
+    return f"{store.owner(asset, partition).experiment}/{asset}" + (
+        "" if partition == UNPARTITIONED else f"[{partition}]"
+    )

@@ -42,6 +42,9 @@ class ScriptedEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         return [self._complete(request) for request in requests]
 
+    def close(self) -> None:
+        pass
+
     def _complete(self, request: GenerationRequest) -> Completion:
         if len(self.requests) == self._fail_after:
             raise GenerationError(f"the scripted engine was told to fail after {self._fail_after} requests")

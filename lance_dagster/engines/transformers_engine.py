@@ -1,43 +1,29 @@
-"""The `transformers` engine: `generate` in batches of similar length, with a seed of its own for each request."""
+"""The `transformers` engine: batches of similar length, with a seed of its own for each request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lance_dagster.engines.chat_prompts import ChatPrompts
+from lance_dagster.engines.decoding import decode
 from lance_dagster.engines.engine import Completion, GenerationRequest
 from lance_dagster.errors import GenerationError
-from lance_dagster.imports import heavy_imports
-from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
-
-if TYPE_CHECKING:
-    import torch
+from lance_dagster.settings import EngineSettings, ModelSettings
 
 
 class TransformersEngine:
-    """Loads a checkpoint folder and keeps it in memory.
-
-    Sampling is by inverse transform: one uniform number per request and step, drawn from the request's seed, picks
-    the token from the nucleus. So a request's text does not depend on the other requests of its batch, up to the
-    rounding of the logits.
-    """
+    """Loads a checkpoint folder and keeps it in memory. See decoding.py for how it samples."""
 
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
-        with heavy_imports():
-            from transformers import GenerationConfig
-
-        from lance_dagster.storage.models import load_model, load_tokenizer
+        from lance_dagster.storage.models import load_model
 
         self._digest = digest
         self._settings = engine
         self._identity = f"transformers/{model.dtype}"
-        self._tokenizer = load_tokenizer(folder, padding_side="left")
-        self._model = load_model(folder, model).eval()
-        self._ends = self._end_tokens()
-        # Hub models bring sampling of their own, such as a repetition penalty. The settings alone decide.
-        self._model.generation_config = GenerationConfig()
-        self._context = int(getattr(self._model.config, "max_position_embeddings", 0) or 1 << 30)
+        self._prompts = ChatPrompts(folder)
+        self._model: Any = load_model(folder, model).eval()
 
     @property
     def model_digest(self) -> str:
@@ -48,27 +34,19 @@ class TransformersEngine:
         return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        encoded = [self._encode(position, request) for position, request in enumerate(requests)]
-        completions: list[Completion | None] = [None] * len(requests)
-        for batch in self._batches(requests, encoded):
-            for index, completion in zip(batch, self._generate_batch(requests, encoded, batch), strict=True):
-                completions[index] = completion
-        return [completion for completion in completions if completion is not None]
+        encoded = [self._prompts.encode(request) for request in requests]
+        completions = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, Completion)}
+        prompts = {i: prompt for i, prompt in enumerate(encoded) if not isinstance(prompt, Completion)}
+        for batch in self._batches(requests, prompts):
+            completions |= zip(batch, self._generate_batch(requests, prompts, batch), strict=True)
+        return [completions[i] for i in range(len(requests))]
 
-    def _encode(self, position: int, request: GenerationRequest) -> list[int]:
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        if len(ids) + request.sampling.max_new_tokens > self._context:
-            raise GenerationError(
-                f"request {position}: {len(ids)} prompt tokens and {request.sampling.max_new_tokens} new ones exceed "
-                f"the model's context of {self._context}. Shorten the seed row, or lower max_new_tokens."
-            )
-        return ids
+    def close(self) -> None:
+        self._model = None
 
-    def _batches(self, requests: Sequence[GenerationRequest], encoded: Sequence[list[int]]) -> Iterator[list[int]]:
+    def _batches(self, requests: Sequence[GenerationRequest], encoded: Mapping[int, list[int]]) -> Iterator[list[int]]:
         """Indices of requests that go together: same sampling, similar length, within the limits of the settings."""
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].sampling.model_dump_json(), len(encoded[i]), i))
+        order = sorted(encoded, key=lambda i: (requests[i].sampling.model_dump_json(), len(encoded[i]), encoded[i], i))
         batch: list[int] = []
         for index in order:
             sampling = requests[index].sampling
@@ -83,81 +61,20 @@ class TransformersEngine:
             yield batch
 
     def _generate_batch(
-        self, requests: Sequence[GenerationRequest], encoded: Sequence[list[int]], batch: Sequence[int]
+        self, requests: Sequence[GenerationRequest], encoded: Mapping[int, list[int]], batch: Sequence[int]
     ) -> list[Completion]:
         import torch
-        from transformers import LogitsProcessorList
 
         sampling = requests[batch[0]].sampling
-        pad, ends = self._tokenizer.pad_token_id, self._ends
-        width = max(len(encoded[i]) for i in batch)
-        ids = torch.full((len(batch), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(batch):
-            ids[row, width - len(encoded[index]) :] = torch.tensor(encoded[index])
-            mask[row, width - len(encoded[index]) :] = 1
-        processors = LogitsProcessorList()
-        if sampling.temperature > 0:
-            seeds = [requests[i].seed for i in batch]
-            processors.append(_seeded_nucleus(seeds, sampling, width))
-        device = self._model.device
+        prompts = [encoded[i] for i in batch]
+        seeds = [requests[i].seed for i in batch]
         try:
-            with torch.inference_mode():
-                output = self._model.generate(
-                    ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=sampling.max_new_tokens,
-                    do_sample=False,
-                    logits_processor=processors,
-                    pad_token_id=pad,
-                    eos_token_id=sorted(ends),
-                )
+            new = decode(self._model, prompts, seeds, sampling, self._prompts.ends, self._prompts.pad)
         except torch.OutOfMemoryError as error:
             raise GenerationError(
-                f"{device} has too little memory for {len(batch)} prompts of up to {width} tokens and "
-                f"{sampling.max_new_tokens} new ones each: lower engine.max_batch_tokens, which is "
-                f"{self._settings.max_batch_tokens:,}. Texts of earlier shards are kept."
+                f"{self._model.device} has too little memory for {len(batch)} prompts of up to "
+                f"{max(map(len, prompts))} tokens and {sampling.max_new_tokens} new ones each: lower "
+                f"engine.max_batch_tokens, which is {self._settings.max_batch_tokens:,}. Texts of earlier shards are "
+                "kept."
             ) from error
-        completions = []
-        for row, index in enumerate(batch):
-            new = output[row, width:].tolist()
-            end = next((i for i, token in enumerate(new) if token in ends), None)
-            text = self._tokenizer.decode(new if end is None else new[:end], skip_special_tokens=False)
-            used = len(new) if end is None else end + 1
-            completions.append(Completion(text, "length" if end is None else "stop", len(encoded[index]), used))
-        return completions
-
-    def _end_tokens(self) -> set[int]:
-        configured = self._model.generation_config.eos_token_id
-        ends = {configured} if isinstance(configured, int) else set(configured or ())
-        return ends | {self._tokenizer.eos_token_id}
-
-
-def _seeded_nucleus(seeds: Sequence[int], sampling: SamplingSettings, prompt_width: int) -> Any:
-    """A logits processor that leaves one token per row: the sample of that row's seed at this step.
-
-    scores: (rows, vocabulary). Draws from the smallest set of tokens whose probabilities at the temperature add up
-    to at least top_p.
-    """
-    import numpy as np
-    import torch
-    from transformers import LogitsProcessor
-
-    uniforms = torch.from_numpy(
-        np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
-    )
-
-    class SeededNucleus(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            step = input_ids.shape[1] - prompt_width
-            heated = torch.softmax(scores.double() / sampling.temperature, -1)
-            probabilities, tokens = heated.sort(stable=True, dim=-1, descending=True)
-            cumulative = probabilities.cumsum(-1)
-            nucleus = cumulative - probabilities < sampling.top_p
-            mass = (probabilities * nucleus).sum(-1, keepdim=True)
-            target = uniforms[:, step : step + 1].to(scores.device) * mass
-            choice = (cumulative <= target).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
-            picked = tokens.gather(-1, choice)
-            return torch.full_like(scores, float("-inf")).scatter(-1, picked, 0.0)
-
-    return SeededNucleus()
+        return [self._prompts.completion(prompt, tokens) for prompt, tokens in zip(prompts, new, strict=True)]

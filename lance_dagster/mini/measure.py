@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,14 @@ def measure_model(
     folder: Path, digest: str, settings: EvolutionSettings, prompts: PromptSet, world: World
 ) -> dict[str, Any]:
     """``answering`` and ``reviewing`` of the model in ``folder`` on the split `test`, sampled as the settings say."""
-    from lance_dagster.engines.registry import engine_class
+    from lance_dagster.engines.registry import ENGINES, engine_kind
 
-    engine = engine_class(settings.engine.name)(folder, digest, settings.model, settings.engine)
-    construction = settings.construction
-    return {
-        "answering": asdict(measure_answering(engine, prompts, world, construction.response)),
-        "reviewing": asdict(measure_reviewing(engine, prompts, world, construction.review)),
-    }
+    load, construction = ENGINES[engine_kind(settings.engine, settings.model).kind], settings.construction
+    with closing(load(folder, digest, settings.model, settings.engine)) as engine:
+        return {
+            "answering": asdict(measure_answering(engine, prompts, world, construction.response)),
+            "reviewing": asdict(measure_reviewing(engine, prompts, world, construction.review)),
+        }
 
 
 def measure_answering(

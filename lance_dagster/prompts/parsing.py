@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import fmean
 
-_STATEMENT = re.compile(r"(?<![a-z0-9])score[ \t*_`]{0,8}:", re.IGNORECASE | re.ASCII)
+SCORE_STATEMENT = re.compile(r"(?<![a-z0-9])score[ \t*_`]{0,8}:", re.IGNORECASE | re.ASCII)
 _VALUE = re.compile(
     r"""
     [ \t*_`]{0,8} (?P<number>[0-9]{1,2}(?:\.[0-9]{1,20})?)
@@ -41,7 +41,7 @@ def parse_score(text: str) -> float | None:
     * The last statement counts, also where it disagrees with earlier ones; if it is invalid the result is None,
       not an earlier score.
     """
-    statement = _last(_STATEMENT, text)
+    statement = _last(SCORE_STATEMENT, text)
     if statement is None:
         return None
     value = _VALUE.fullmatch(text[statement.end() :].partition("\n")[0].strip())
@@ -56,7 +56,7 @@ def parse_rationale(text: str) -> str:
 
     Markdown marks and a label ("Total score: 8") on the statement's own line belong to the statement.
     """
-    statement = _last(_STATEMENT, text)
+    statement = _last(SCORE_STATEMENT, text)
     if statement is None:
         return text.strip()
     before = text[: statement.start()]

@@ -9,7 +9,8 @@ A set holds the system prompt and four kinds, named after section 3.3 of the pap
 * ``flawed_response``: asks for a deliberately flawed response to a high-scored one (the high branch).
 
 ``answer_marker`` is the text behind which a model's answer starts, if the template asks for one (see parsing.py).
-Only templates are parsed: Jinja syntax in the text that fills them stays as it is. The system prompt is no template.
+Only templates are parsed: Jinja syntax in the text that fills them stays as it is (what does not: neutralise.py). The
+system prompt is no template.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lance_dagster.errors import SettingsError
+from lance_dagster.prompts.neutralise import without_score, without_tags
 from lance_dagster.prompts.parsing import parse_score
 from lance_dagster.settings import explain
 
@@ -88,11 +90,15 @@ class PromptSet:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def messages(self, kind: PromptKind, **fields: str) -> list[Message]:
-        """The chat messages of one prompt.
+        """The chat messages of one prompt. Fields lose the template's own tags, and in a review statements of a score.
 
         Raises jinja2.UndefinedError for a field that the template needs and ``fields`` lacks.
         """
-        user = _compiled(self.template(kind).user).render(**fields)
+        template = self.template(kind).user
+        fields = {name: without_tags(text, template) for name, text in fields.items()}
+        if kind == "review":
+            fields = {name: without_score(text) for name, text in fields.items()}
+        user = _compiled(template).render(**fields)
         system = [{"role": "system", "content": self.content.system}] if self.content.system else []
         return [*system, {"role": "user", "content": user}]
 

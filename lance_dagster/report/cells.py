@@ -108,6 +108,20 @@ def drift_cells(summary: Summary) -> Cells:
     return Cells(header, "llrrr", rows)
 
 
+def cost_cells(summary: Summary) -> Cells:
+    """One row per iteration: what was generated for it in all its runs, and what a kept row costs."""
+    rows = []
+    for row in summary.costs:
+        each = NONE if row.per_kept_row is None else f"{row.per_kept_row:.4g} {row.currency}"
+        tokens = (f"{row.requests:,}", f"{row.prompt_tokens:,}", f"{row.completion_tokens:,}")
+        seconds = (f"{row.seconds:,.0f}", f"{row.gpu_seconds:,.0f}")
+        cost = (f"{row.cost:.4g} {row.currency}", f"{row.kept_rows:,}", each)
+        rows.append((f"{row.iteration:03d}", *tokens, *seconds, *cost))
+    tokens_header = ("requests", "tokens in", "tokens out")
+    header = ("iteration", *tokens_header, "seconds", "GPU seconds", "cost", "kept rows", "per kept row")
+    return Cells(header, "l" + "r" * 8, tuple(rows))
+
+
 def subscore_cells(summary: Summary) -> Cells:
     """One row per part of a task, one column per checkpoint, and the last against M_0."""
     initial, last = summary.scores[1], summary.scores[-1]

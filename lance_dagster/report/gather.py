@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_dagster.construction.policy import PolicyModel
 from lance_dagster.errors import ArtifactError
 from lance_dagster.prompts.prompt_sets import PromptSet
+from lance_dagster.report.costs import iteration_cost
 from lance_dagster.report.summary import IterationTables, Summary, build_summary
 from lance_dagster.settings import EvolutionSettings
 from lance_dagster.storage.experiment_store import UNPARTITIONED, ExperimentStore, iteration_key
@@ -16,8 +19,12 @@ from lance_dagster.storage.tables import read_table
 _TABLES = ("reviewed_seed", "candidate_ledger", "sft_set", "preference_set", "eval_scores", "drift")
 
 
-def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet) -> Summary:
+def gather(
+    store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet, remarks: Sequence[str] = ()
+) -> Summary:
     """The summary over the baseline scores and all complete iterations, oldest first.
+
+    ``remarks`` say what else is out of date.
 
     An iteration whose scores are of other checkpoints than those that are there now is left out, and the summary says
     so. Raises ArtifactError while there are no baseline scores, or only those of other models.
@@ -41,7 +48,9 @@ def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptS
         else:
             complete.append(tables)
     notes = _notes(settings, prompts)
-    return build_summary(store.experiment, settings.method, baseline, complete, notes, out_of_date)
+    currency = settings.engine.price.currency
+    costs = [iteration_cost(store, tables.iteration, tables.candidate_ledger, currency) for tables in complete]
+    return build_summary(store.experiment, settings.method, baseline, complete, notes, [*out_of_date, *remarks], costs)
 
 
 def _stale_baseline(store: ExperimentStore, baseline: pa.Table) -> list[str]:

@@ -37,6 +37,8 @@ def to_markdown(summary: Summary) -> str:
         parts += [_pipe_table(cells.set_cells(summary))]
     if summary.drift:
         parts += ["### Drift", _pipe_table(cells.drift_cells(summary))]
+    if summary.costs:
+        parts += ["### Generation", _pipe_table(cells.cost_cells(summary))]
     for samples in summary.samples:
         parts += [f"### Samples of iteration {samples.iteration:03d}"]
         parts += [_pipe_table(table) for table in cells.sample_cells(samples) if table.rows]
@@ -62,6 +64,8 @@ def to_text(summary: Summary) -> str:
     if summary.funnels:
         tables = (cells.seed_cells(summary), cells.funnel_cells(summary), cells.set_cells(summary))
         parts += [_fixed_table(table) for table in tables]
+    if summary.costs:
+        parts += [_fixed_table(cells.cost_cells(summary))]
     return "\n\n".join(parts) + "\n"
 
 

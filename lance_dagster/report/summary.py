@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_dagster.errors import EvaluationError
+from lance_dagster.report.costs import IterationCost
 from lance_dagster.report.funnel import Funnel, build_funnel
 from lance_dagster.report.headline import headline
 from lance_dagster.report.samples import Samples, pick_samples
@@ -59,6 +60,7 @@ class Summary:
     samples: tuple[Samples, ...]
     notes: tuple[str, ...]
     out_of_date: tuple[str, ...] = ()
+    costs: tuple[IterationCost, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Every figure as plain JSON values; ValueError if one is not finite."""
@@ -73,6 +75,7 @@ def build_summary(
     iterations: Sequence[IterationTables],
     notes: Sequence[str] = (),
     out_of_date: Sequence[str] = (),
+    costs: Sequence[IterationCost] = (),
 ) -> Summary:
     """Summarise an experiment from its baseline scores (stages base, initial and, where the
     noise floor was measured, initial_again) and evaluated iterations.
@@ -96,6 +99,7 @@ def build_summary(
         drift=tuple(row for tables in iterations for row in _drift_rows(tables.drift)),
         samples=tuple(pick_samples(t.iteration, t.candidate_ledger, t.sft_set, t.preference_set) for t in iterations),
         notes=tuple(notes),
+        costs=tuple(costs),
         out_of_date=tuple(out_of_date),
     )
 

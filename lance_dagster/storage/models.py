@@ -65,6 +65,17 @@ def _end_of_turn(tokenizer: Any) -> str:
     return str(max(closing, key=len)) if closing else str(tokenizer.eos_token)
 
 
+def end_tokens(folder: Path, tokenizer: Any) -> set[int]:
+    """Tokens that end an answer: the end of a turn, and those that the checkpoint's own files name."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        named = GenerationConfig.from_pretrained(folder).eos_token_id
+    else:
+        named = AutoConfig.from_pretrained(folder).eos_token_id
+    return {tokenizer.eos_token_id, *([named] if isinstance(named, int) else named or ())}
+
+
 def load_model(folder: Path, settings: ModelSettings) -> Any:
     """The causal language model of a checkpoint, on its device.
 

@@ -10,8 +10,9 @@ import dagster as dg
 import pytest
 
 from lance_dagster.components.construction_assets import construction_assets
-from lance_dagster.components.evaluation_assets import evaluation_assets
+from lance_dagster.components.evaluation_assets import evaluation_assets, evolution_report_asset
 from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.components.training_assets import training_assets
 from lance_dagster.settings import parse_settings
 from lance_dagster_tests.tiny import REPOSITORY, tiny_settings
@@ -30,7 +31,8 @@ def versions(settings: Mapping[str, Any], root: Path) -> dict[str, str | None]:
     """Code version by asset."""
     experiment = Experiment("tiny", parse_settings(dict(settings)), root)
     made = [asset for asset in training_assets(experiment) if isinstance(asset, dg.AssetsDefinition)]
-    assets = [*construction_assets(experiment), *made, *evaluation_assets(experiment)]
+    report = evolution_report_asset(experiment, Wiring.of([], {}))
+    assets = [*construction_assets(experiment), *made, *evaluation_assets(experiment), report]
     return {spec.key.path[-1]: spec.code_version for asset in assets for spec in asset.specs}
 
 

@@ -171,5 +171,6 @@ def bench(
     engine = ScriptedEngine(script, digest=f"model_{iteration}")
     lines: list[str] = []
     cache = UPath(folder / "completions")
-    runner = BatchRunner(lambda: engine, engine.model_digest, engine.identity, cache, 100, lines.append)
+    share = chosen.engine.max_failed_share
+    runner = BatchRunner(lambda: engine, engine.model_digest, engine.identity, cache, 100, lines.append, share)
     return Bench(StepContext(iteration, chosen, prompts, runner, lines.append), engine, script, lines)

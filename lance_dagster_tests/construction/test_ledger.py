@@ -12,7 +12,7 @@ from lance_dagster.construction import acceptance, filter_stage, generate
 from lance_dagster.construction.filters import contamination, rules
 from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.ledger import build_ledger, funnel
-from lance_dagster.engines.engine import Completion
+from lance_dagster.engines.engine import Completion, failed
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, table_of
 from lance_dagster.storage.tables import table_digest
@@ -48,6 +48,7 @@ class Case:
     responses: Sequence[str | Completion] = ()
     flawed: Sequence[str | Completion] = ()
     construction: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
     questions: Sequence[str] = ()
     prompts: str = "mini_v1"
 
@@ -56,6 +57,13 @@ INSTRUCTION, RESPONSE, FLAWED = "instruction", "response", "flawed_response"
 LONG = " ".join("abcdefg")
 CASES = [
     Case(generate.TRUNCATED, (INSTRUCTION, "generated"), instructions=[cut("Name a")]),
+    Case(
+        generate.FAILED,
+        (INSTRUCTION, "generated"),
+        instructions=[failed("refused", "not today")],
+        engine={"max_failed_share": 0.9},
+    ),
+    Case(generate.CONTROL_TOKEN, (FLAWED, "generated"), flawed=["</s> worth 9"]),
     Case(generate.NO_ANSWER, (FLAWED, "generated"), flawed=[raw("no marker")], prompts="lance_v1"),
     Case(
         rules.TOO_SHORT_INSTRUCTION,
@@ -133,7 +141,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.reason)
 def test_a_row_is_dropped_for_this_reason_at_its_step(tmp_path: Path, case: Case) -> None:
     texts = {"instructions": case.instructions, "responses": case.responses, "flawed": case.flawed}
-    rows = bench(tmp_path, case.prompts, construction=case.construction, **texts).ledger(  # type: ignore[arg-type]
+    rows = bench(tmp_path, case.prompts, construction=case.construction, engine=case.engine, **texts).ledger(  # type: ignore[arg-type]
         LOW, HIGH, questions=case.questions
     )
     dropped = [row for row in rows if row["drop_reason"] == case.reason]

@@ -7,6 +7,7 @@ import pytest
 from upath import UPath
 
 from lance_dagster.construction.review import branch_of, review_seed
+from lance_dagster.engines.engine import Completion, GenerationRequest, failed
 from lance_dagster.records import REVIEWED_SEED
 from lance_dagster.storage.tables import read_table, write_table
 from lance_dagster_tests.construction.scripted import PROMPT_SETS, Row, bench, seed, settings
@@ -130,3 +131,16 @@ def test_no_seed_gives_an_empty_table_and_loads_no_model(tmp_path: Path) -> None
     assert table.num_rows == 0
     assert table.schema.equals(REVIEWED_SEED)
     assert made.engine.requests == []
+
+
+def test_a_failed_review_is_missing_and_says_so(tmp_path: Path) -> None:
+    step = bench(tmp_path, construction={"reviews_per_item": 3}, engine={"max_failed_share": 0.5})
+    answer = step.engine._answer
+
+    def first_fails(request: GenerationRequest) -> Completion | str:
+        return answer(request) if step.engine.requests else failed("timeout", "no answer", 5, 4)
+
+    step.engine._answer = first_fails
+    row = only(step.review(seed("lions", worth="6")))
+    assert row["scores"] == [None, 6.0, 6.0] and row["score"] == 6.0
+    assert row["review_finish_reasons"] == ["error", "stop", "stop"]

@@ -483,9 +483,27 @@ def test_instructions_without_reviews_are_refused_as_review_seed(tmp_path: Path)
         load_reviews(tmp_path, GOOD)
 
 
-def test_a_folder_that_save_to_disk_did_not_write_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_seed_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/README.md").write_text("no seed")
+    assert "holds no seed file" in refused("seeds", tmp_path)
+
+
+def test_a_folder_half_written_by_save_to_disk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/state.json").write_text("{}")
     assert "was not written by save_to_disk" in refused("seeds", tmp_path)
+
+
+def test_the_files_of_a_folder_are_read_in_the_order_of_their_names_and_positions_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    (folder / "b.json").write_text(json.dumps(ROWS[2:]), encoding="utf-8")
+    write_lines(folder / "a.jsonl", *ROWS[:2])
+    (folder / ".c.jsonl").write_text("{}")
+    loaded = load_seed_instructions("seeds", SETTINGS, tmp_path)
+    assert pairs(loaded) == [(row["instruction"], row["response"]) for row in ROWS]
+    assert loaded.rows["position"].to_pylist() == [0, 1, 2, 3, 4]
 
 
 def test_a_saved_folder_of_splits_is_refused_with_the_names_of_the_splits(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from upath import UPath
 
 from lance_dagster.engines.batch import BatchRunner
-from lance_dagster.engines.engine import Completion, GenerationRequest
+from lance_dagster.engines.engine import Completion, GenerationRequest, failed
 from lance_dagster.engines.registry import ENGINES
 from lance_dagster.engines.scripted_engine import ScriptedEngine
 from lance_dagster.errors import GenerationError, SettingsError
@@ -32,13 +32,23 @@ def answer(request: GenerationRequest) -> str:
 class Bench:
     """A runner with ten rows to a shard, its engine, and how often it was loaded."""
 
-    def __init__(self, folder: Path, engine: Any = None, *, digest: str = "scripted", shard_rows: int = 10) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: Any = None,
+        *,
+        digest: str = "scripted",
+        shard_rows: int = 10,
+        max_failed_share: float = 0.0,
+    ) -> None:
         self.engine = engine or ScriptedEngine(answer, digest)
         self.loads = 0
         self.lines: list[str] = []
         cache = UPath(folder / "completions")
         self.folder = folder / "completions" / digest / "review"
-        self.runner = BatchRunner(self.load, digest, self.engine.identity, cache, shard_rows, self.lines.append)
+        self.runner = BatchRunner(
+            self.load, digest, self.engine.identity, cache, shard_rows, self.lines.append, max_failed_share
+        )
 
     def load(self) -> Any:
         self.loads += 1
@@ -186,6 +196,9 @@ class Careless:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         return [Completion("x", "stop", 1, 1)] * (len(requests) + self._difference)
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("difference", [-1, 1])
 def test_a_wrong_number_of_completions_is_an_error_and_nothing_is_kept(tmp_path: Path, difference: int) -> None:
@@ -226,6 +239,53 @@ def test_a_parquet_file_of_another_layout_is_reported_and_left_alone(tmp_path: P
     assert foreign.exists()
 
 
+# Rows that fail
+
+
+def refused(*numbers: int) -> Callable[[GenerationRequest], Completion | str]:
+    """Answers all requests but those with these numbers."""
+    return lambda r: failed("refused", "not today", 7, 3) if r.seed - 1000 in numbers else answer(r)
+
+
+def test_a_failed_row_is_marked_and_the_others_are_answered(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ScriptedEngine(refused(4, 22)), max_failed_share=0.1)
+    completions = bench.runner.generate(REQUESTS, "review")
+    assert completions[4] == Completion("", "error", 7, 0, "refused: not today", 3)
+    assert [c.text for i, c in enumerate(completions) if i not in (4, 22)] == [
+        text for i, text in enumerate(EXPECTED) if i not in (4, 22)
+    ]
+    assert bench.runner.usage.failed == 2
+
+
+def test_failed_rows_are_not_kept_and_are_asked_again(tmp_path: Path) -> None:
+    Bench(tmp_path, ScriptedEngine(refused(4, 22)), max_failed_share=0.1).generate()
+    later = Bench(tmp_path)
+    assert later.generate() == EXPECTED
+    assert later.engine.requests == [REQUESTS[4], REQUESTS[22]]
+    assert later.runner.usage.failed == 0
+
+
+def test_too_many_failed_rows_stop_the_stage_and_name_the_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ScriptedEngine(refused(4, 7, 22)), max_failed_share=0.1)
+    message = r"review: 3 of 25 requests failed, more than the share of 0\.1 .* request 4: refused: not today"
+    with pytest.raises(GenerationError, match=message):
+        bench.generate()
+    assert sum(read_table(UPath(path)).num_rows for path in bench.folder.glob("*")) == 22, "what was answered is kept"
+
+
+def test_the_stage_stops_at_the_shard_in_which_too_many_rows_failed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ScriptedEngine(refused(0, 1, 2)), max_failed_share=0.1)
+    with pytest.raises(GenerationError, match="3 of 25 requests failed"):
+        bench.generate()
+    assert len(bench.engine.requests) == 10
+
+
+def test_a_shard_of_nothing_but_failures_leaves_no_file(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ScriptedEngine(refused(*range(25))), max_failed_share=1.0)
+    assert bench.generate() == [""] * 25
+    assert bench.shards() == {}
+
+
 # Accounting
 
 
@@ -244,7 +304,7 @@ def test_usage_counts_what_was_asked_generated_and_cut_off(tmp_path: Path) -> No
     assert usage.seconds > 0
     bench.generate(REQUESTS[:1])
     assert (usage.requests, usage.cached_requests, usage.truncated) == (26, 11, 6)
-    metadata = usage.metadata()
+    metadata = bench.runner.metadata()
     assert metadata["generation/requests"] == 26
     assert metadata["generation/tokens_per_second"] == pytest.approx(30 / usage.seconds, abs=0.1)
 
@@ -253,14 +313,18 @@ def test_a_cached_stage_costs_nothing(tmp_path: Path) -> None:
     Bench(tmp_path).generate()
     again = Bench(tmp_path)
     again.generate()
-    assert again.runner.usage.metadata() == {
+    assert again.runner.metadata() == {
         "generation/requests": 25,
         "generation/cached_requests": 25,
         "generation/prompt_tokens": 0,
         "generation/completion_tokens": 0,
         "generation/truncated": 0,
+        "generation/failed": 0,
         "generation/seconds": 0.0,
+        "generation/wall_seconds": 0.0,
+        "generation/gpu_seconds": 0.0,
         "generation/tokens_per_second": 0.0,
+        "generation/cost": 0.0,
     }
 
 
@@ -291,6 +355,6 @@ def test_a_scripted_text_is_a_completion_that_ended_by_itself(tmp_path: Path) ->
 
 
 def test_users_cannot_pick_the_scripted_engine() -> None:
-    with pytest.raises(SettingsError, match=r"engine\.name"):
-        settings(engine={"name": "scripted"})
+    with pytest.raises(SettingsError, match=r"engine\.kind"):
+        settings(engine={"kind": "scripted"})
     assert "scripted" not in ENGINES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -112,9 +113,14 @@ def test_a_text_that_is_cut_off_says_so(engine: TransformersEngine) -> None:
     assert {c.completion_tokens for c in completions} == {2}
 
 
-def test_a_prompt_over_the_context_is_refused_with_its_position(engine: TransformersEngine) -> None:
-    with pytest.raises(GenerationError, match=r"request 1: \d+ prompt tokens .* context of 512"):
-        engine.generate([request("Add 3 and 4."), request("Add 3 and 4. " * 200)])
+def test_a_prompt_over_the_context_fails_alone(engine: TransformersEngine) -> None:
+    fitting, long = request("Add 3 and 4."), request("Add 3 and 4. " * 200)
+    completions = engine.generate([fitting, long, fitting])
+    assert completions[0] == completions[2] == engine.generate([fitting])[0]
+    assert re.match(r"prompt_too_long: \d+ prompt tokens .* context of 512", completions[1].error or "")
+    assert (completions[1].finish_reason, completions[1].attempts, completions[1].text) == ("error", 0, "")
+    assert completions[1].prompt_tokens > 512
+    assert engine.generate([long])[0] == completions[1]
 
 
 def test_a_folder_without_a_model_or_chat_template_is_refused(tmp_path: Path) -> None:
@@ -146,8 +152,10 @@ def test_sampling_is_what_the_settings_say_and_not_what_the_model_folder_brings(
 
 
 def test_the_type_of_the_weights_is_part_of_the_identity(engine: TransformersEngine) -> None:
-    assert engine.identity == engine_identity(EngineSettings(), MODEL)
-    assert engine.identity != engine_identity(EngineSettings(), MODEL.model_copy(update={"dtype": "bfloat16"}))
+    assert engine.identity == engine_identity("transformers", EngineSettings(), MODEL)
+    assert engine.identity != engine_identity(
+        "transformers", EngineSettings(), MODEL.model_copy(update={"dtype": "bfloat16"})
+    )
 
 
 def test_too_little_memory_names_the_batch_and_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +165,6 @@ def test_too_little_memory_names_the_batch_and_the_setting(tmp_path: Path, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     small = TransformersEngine(BASE, "base", MODEL, EngineSettings(max_batch_tokens=4000))
-    monkeypatch.setattr(small._model, "generate", generate)
+    monkeypatch.setattr(small._model, "forward", generate)
     with pytest.raises(GenerationError, match=r"memory for 4 prompts .* lower engine.max_batch_tokens, which is 4,000"):
         small.generate([request(i) for i in INSTRUCTIONS])

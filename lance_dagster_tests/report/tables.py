@@ -75,6 +75,8 @@ def candidate(
         **WHO,
         "sampling": {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 32, "seed": 0},
         "finish_reason": "stop",
+        "error": None,
+        "attempts": None,
         "prompt_tokens": 9,
         "completion_tokens": 3,
         "drop_reason": drop_reason,
