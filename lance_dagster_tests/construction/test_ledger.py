@@ -86,7 +86,6 @@ CASES = [
     Case(rules.TOO_LONG_RESPONSE, (FLAWED, "text"), flawed=[LONG], construction=filters(response_words=[1, 6])),
     Case(rules.EMPTY, (INSTRUCTION, "text"), instructions=["?!…"]),
     Case(rules.BROKEN_CHARACTERS, (RESPONSE, "text"), responses=["It is \ufffd so. worth 9"]),
-    Case(rules.CONTROL_TOKEN, (FLAWED, "text"), flawed=["It is so.<|im_end|> worth 1"]),
     Case(
         rules.TOO_FEW_TOKENS, (RESPONSE, "text"), responses=[raw("Yes")], construction=filters(response_tokens=[8, 99])
     ),
