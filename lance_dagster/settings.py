@@ -50,6 +50,8 @@ def _ordered(words: tuple[int, int]) -> tuple[int, int]:
 Text = Annotated[str, Field(min_length=1)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Score = Annotated[float, Field(ge=0.0, le=10.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
 WordCount = Annotated[int, Field(ge=0, strict=True)]
 WordRange = Annotated[tuple[WordCount, WordCount], AfterValidator(_ordered)]
 
@@ -123,21 +125,55 @@ class EngineSettings(Section):
 
 
 class FilterSettings(Section):
-    """Cheap filters before the reward (section 3.3, data filtering)."""
+    """Filters before the reward (section 3.3, data filtering); null switches one off."""
 
     instruction_words: WordRange = Field((5, 4096), description="fewest and most words of a new instruction")
     response_words: WordRange = Field((10, 4096), description="fewest and most words of a new response")
-    rouge_threshold: float = Field(0.7, gt=0.0, le=1.0, description="drop above this similarity; 1.0 keeps all")
-    rouge_statistic: Literal["f", "any"] = Field(
-        "f", description="ROUGE-L F of the rouge-score package, or any of recall, precision and F (reference code)"
+    instruction_tokens: WordRange | None = Field(None, description="the same in tokens that the model wrote for it")
+    response_tokens: WordRange | None = Field(None, description="the same in tokens that the model wrote for it")
+    keywords: tuple[Phrase, ...] = Field(
+        (), description="texts with one of these words or phrases are dropped", examples=[["image", "write a program"]]
     )
-    rouge_scope: Literal["seed", "iteration"] = Field(
-        "seed", description="compare within one seed's rows (reference code), or with all of this iteration"
+    refusals: Literal["keep", "drop"] = Field("keep", description="English responses that begin by declining")
+    echoes: Literal["keep", "drop"] = Field("drop", description="responses that only say their instruction again")
+    repeated_share: Share | None = Field(
+        0.5, description="drop where a larger share of the four-word runs of a text occurred in it before"
+    )
+    longest_character_run: int | None = Field(200, ge=1, description="drop where one character is repeated more often")
+    other_script_share: Share | None = Field(
+        None, description="drop where a larger share of the letters is of scripts that the prompt does not use"
+    )
+    duplicates: Literal["exact", "normalised"] = Field(
+        "exact", description="what is a repetition: the same up to white space, or also up to case and punctuation"
+    )
+    contamination: Literal["drop", "flag", "off"] = Field(
+        "drop", description="rows that overlap with what the evaluation tasks ask or answer, seeds included"
+    )
+    contamination_words: int = Field(
+        13, ge=2, description="words in a row that make an overlap; questions with fewer words must match as a whole"
+    )
+    rouge_threshold: float = Field(0.7, gt=0.0, le=1.0, description="drop above this similarity; 1.0 keeps all")
+    rouge_statistic: Literal["f", "any", "union_lcs"] = Field(
+        "f",
+        description="ROUGE-L F of the rouge-score package, any of its recall, precision and F, or any of those of the "
+        "rouge package (reference code: union of subsequences over unique words)",
+    )
+    rouge_words: Literal["rouge_score", "unicode"] = Field(
+        "rouge_score",
+        description="what a word is: runs of a-z and 0-9 as in the rouge-score package, or words of any language "
+        "(letters of scripts without spaces, such as Chinese and Thai, one by one)",
+    )
+    rouge_scope: Literal["seed", "iteration", "all"] = Field(
+        "seed",
+        description="compare within one seed's rows (reference code), with all of this iteration, or with all "
+        "seeds and the rows of this and all earlier iterations",
     )
     rouge_responses: bool = Field(
         True, description="compare responses too; turn off where right answers are short and alike by nature"
     )
-    contamination: Literal["drop", "off"] = Field("drop", description="rows whose instruction an evaluation task asks")
+    rouge_recorded_above: Share = Field(
+        0.5, description="lower similarities are not looked for, so the ledger does not name them"
+    )
 
 
 class ConstructionSettings(Section):
@@ -153,6 +189,7 @@ class ConstructionSettings(Section):
     reviews_per_item: int = Field(
         3, ge=1, le=64, description="the score is the mean of those that parse (paper 1, reference code 3)"
     )
+    reviews_needed: int = Field(1, ge=1, le=64, description="with fewer reviews that parse the score is missing")
     rereview_seeds: bool = Field(True, description="review Seed_t with M_t each iteration (reference code: only once)")
     unreviewed_seeds: Literal["skip", "instruction"] = Field(
         "skip",
@@ -177,11 +214,41 @@ class ConstructionSettings(Section):
         description="what preference pairs are made of: a seed's response and flawed ones (paper), or the best and the "
         "worst rewarded of the K responses to a new instruction",
     )
+    original_in_pairs: bool = Field(True, description="with flawed: the seed's response is a candidate too (paper)")
+    pair_direction: Literal["reward", "construction"] = Field(
+        "reward",
+        description="which side is chosen: the higher reward, whoever wrote it (paper), or only ever the seed's "
+        "response, where it has the higher reward",
+    )
+    pairs_per_prompt: Literal["all", "best"] = Field(
+        "all",
+        description="the lowest reward against each that exceeds it by more than the gap (paper), or against the "
+        "highest only",
+    )
+    rejected_ties: Literal["first", "last"] = Field(
+        "first",
+        description="which of several lowest rewards is rejected: the first candidate (the original) or the last",
+    )
+    at_limit: Literal["reject", "accept"] = Field(
+        "reject",
+        description="a reward equal to accept_above, or a difference equal to preference_gap: too little, as in "
+        "the paper, or enough",
+    )
     accept_above: Score = Field(8.0, description="SFT rows need a higher reward (reference code 8.0; paper V)")
     preference_gap: float = Field(2.0, ge=0.0, le=10.0, description="a pair needs a larger difference of rewards")
     max_rows_per_seed: int | None = Field(None, ge=1, description="cap on kept rows per seed, best rewards first")
     max_rows_per_iteration: int | None = Field(None, ge=1, description="cap on kept rows of each kind, likewise")
     seed: int = Field(0, ge=0, description="random seed of all sampling")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.reviews_needed > self.reviews_per_item:
+            raise ValueError("reviews_needed should not exceed reviews_per_item")
+        if self.pair_direction == "construction" and not self.original_in_pairs:
+            raise ValueError(
+                "pair_direction 'construction' always chooses the original: original_in_pairs must be true"
+            )
+        return self
 
 
 class OptimiserSettings(Section):
@@ -281,7 +348,9 @@ class EvaluationSettings(Section):
     tasks: tuple[Text, ...] = Field(min_length=1, description="lm-eval task names", examples=[["arc_challenge"]])
     include_path: str | None = Field(None, description="folder with task YAML files; package://... is allowed")
     question_fields: tuple[str, ...] = Field(
-        (), description="fields of the evaluation documents that must not occur in training (text or list of texts)"
+        (),
+        description="fields of the evaluation documents that must not occur in training (text or list of texts); if "
+        "empty, those that the task's prompt shows",
     )
     breakdown_field: str | None = Field(
         None, description="field of the evaluation documents by which scores are listed in parts, such as a subject"
@@ -302,9 +371,6 @@ def _band(shares: tuple[float, float]) -> tuple[float, float]:
     if shares[0] > shares[1]:
         raise ValueError("the first share should not exceed the second")
     return shares
-
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class GateSettings(Section):

@@ -16,7 +16,7 @@ import dagster as dg
 
 from lance_dagster.components.experiment import Experiment, clear_failures
 from lance_dagster.components.staleness import Events, Place, Situation, Wiring, name_of
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.errors import ArtifactError, EvaluationError
 from lance_dagster.gates import checkpoints, scores, tables
 from lance_dagster.gates.verdict import Verdict
@@ -185,27 +185,27 @@ def _kept_share(experiment: Experiment) -> Gate:
 
 def _no_evaluation_item(experiment: Experiment, asset: str, column: str) -> Gate:
     evaluation = experiment.settings.evaluation
-    compared = experiment.settings.construction.filters.contamination == "drop" and bool(evaluation.question_fields)
+    filters = experiment.settings.construction.filters
 
     def judge(partition: str) -> Verdict:
-        questions = _questions(evaluation, experiment.tasks_path)
+        index = _evaluation(evaluation, experiment.tasks_path, filters.contamination_words)
         stored = None if partition == UNPARTITIONED else partition
-        return tables.no_evaluation_item(read_table(experiment.store.table(asset, stored)), column, questions)
+        return tables.no_evaluation_item(read_table(experiment.store.table(asset, stored)), column, index)
 
     return Gate(
         "no_evaluation_item",
         # Where the experiment chose not to filter, the check informs and does not stop.
-        "blocks" if compared else "warning",
+        "blocks" if filters.contamination == "drop" else "warning",
         "No row asks what an evaluation task asks; training on one would make its score worthless.",
         judge,
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _questions(settings: EvaluationSettings, tasks_path: str | None) -> EvaluationQuestions:
-    from lance_dagster.evaluation.benchmarks import evaluation_questions
+def _evaluation(settings: EvaluationSettings, tasks_path: str | None, words: int) -> EvaluationIndex:
+    from lance_dagster.evaluation.benchmarks import evaluation_texts
 
-    return EvaluationQuestions(evaluation_questions(settings, tasks_path))
+    return EvaluationIndex(evaluation_texts(settings, tasks_path), words)
 
 
 def _pair_gates(experiment: Experiment) -> list[Gate]:

@@ -16,6 +16,7 @@ import dagster as dg
 import pyarrow as pa
 from upath import UPath
 
+from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.construction.policy import PolicyModel, manifest_of, open_ancestor
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
@@ -82,6 +83,22 @@ class Experiment:
     @property
     def io_manager_key(self) -> str:
         return f"{self.name}_tables"
+
+    @property
+    def asked_by(self) -> str:
+        """For ``uses``: what decides which texts the evaluation asks; nothing where contamination is off."""
+        names = [f"evaluation.{name}" for name in ("tasks", "include_path", "question_fields")]
+        names += [f"construction.filters.{name}" for name in ("contamination", "contamination_words")]
+        return self.values(*names) if self.settings.construction.filters.contamination != "off" else ""
+
+    def evaluation_index(self) -> EvaluationIndex:
+        """What the evaluation tasks ask and answer; nothing where contamination is off."""
+        filters = self.settings.construction.filters
+        if filters.contamination == "off":
+            return EvaluationIndex()
+        from lance_dagster.evaluation.benchmarks import evaluation_texts
+
+        return EvaluationIndex(evaluation_texts(self.settings.evaluation, self.tasks_path), filters.contamination_words)
 
     def key(self, asset: str, iteration: int | None = None) -> dg.AssetKey:
         """The key of an asset (of one of its iterations): in a branch, that of the experiment which makes it."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.gates.verdict import Verdict
 
 
@@ -52,18 +52,16 @@ def kept_share(ledger: pa.Table, band: tuple[float, float]) -> Verdict:
     )
 
 
-def no_evaluation_item(table: pa.Table, column: str, questions: EvaluationQuestions) -> Verdict:
-    """No row asks what an evaluation task asks."""
+def no_evaluation_item(table: pa.Table, column: str, evaluation: EvaluationIndex) -> Verdict:
+    """No row asks what an evaluation task asks, or shares a run of words with what it asks or answers."""
     prompts = table[column].to_pylist()
-    found = sorted({prompt for prompt in prompts if prompt in questions})
-    figures = {"rows": len(prompts), "questions": len(questions), "in_evaluation": len(found)}
-    if not len(questions):
-        return Verdict(
-            False, "evaluation.question_fields is empty, so no row was compared with the evaluation", figures
-        )
+    found = sorted({prompt for prompt in prompts if evaluation.overlap(prompt) is not None})
+    figures = {"rows": len(prompts), "questions": len(evaluation), "in_evaluation": len(found)}
+    if not evaluation:
+        return Verdict(False, "the evaluation has no text, so no row was compared with it", figures)
     if found:
-        return Verdict(False, f"{len(found)} prompts are evaluation questions, the first is {found[0]!r}", figures)
-    return Verdict(True, f"none of {len(prompts)} rows asks one of {len(questions)} evaluation questions", figures)
+        return Verdict(False, f"{len(found)} prompts overlap with the evaluation, the first is {found[0]!r}", figures)
+    return Verdict(True, f"none of {len(prompts)} rows overlaps with {len(evaluation)} evaluation questions", figures)
 
 
 def sides_differ(pairs: pa.Table) -> Verdict:

@@ -61,7 +61,6 @@ def build_funnel(
     parsed = len(reviews) - reviews.null_count
     branches = Counter(reviewed_seed["branch"].to_pylist())
     _refuse_unknown(iteration, "branch", branches.keys() - set(BRANCHES))
-    _refuse_unknown(iteration, "kind", set(ledger["kind"].unique().to_pylist()) - set(KINDS))
     kept_responses = ledger.filter(pc.and_(pc.equal(ledger["kind"], "response"), ledger["kept"]))
     return Funnel(
         iteration=iteration,
@@ -81,7 +80,8 @@ def build_funnel(
 
 
 def kind_funnels(iteration: int, ledger: pa.Table) -> tuple[KindFunnel, ...]:
-    """The candidates of one iteration by kind; raises ValueError where the numbers do not add up."""
+    """Count the rows of a ledger by kind and fate. Raises ValueError where the numbers do not add up."""
+    _refuse_unknown(iteration, "kind", set(ledger["kind"].unique().to_pylist()) - set(KINDS))
     return tuple(_kind_funnel(iteration, kind, ledger) for kind in KINDS)
 
 

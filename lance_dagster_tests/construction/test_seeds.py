@@ -14,6 +14,7 @@ from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructio
 from lance_dagster.construction.seeds.quarantine import REASONS
 from lance_dagster.errors import SeedError, SettingsError
 from lance_dagster.settings import SeedSettings
+from lance_dagster_tests.shared_data import shared_data
 
 SETTINGS = SeedSettings(instructions="seed.jsonl", reviews="reviews.jsonl")
 GOOD = {"instruction": "Name a colour.", "response": "Blue."}
@@ -607,16 +608,8 @@ def test_a_hub_that_does_not_answer_is_refused_with_the_next_step(
 # Public files, where the checkout has them
 
 
-def public_file(name: str) -> Path:
-    """A file of the folder `shared/data` next to the repository; the test is skipped where there is none."""
-    path = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / name
-    if not path.is_file():
-        pytest.skip(f"no shared/data/{name} next to the repository")
-    return path
-
-
 def test_the_training_split_of_gsm8k_loads_whole() -> None:
-    path = public_file("gsm8k_train.jsonl")
+    path = shared_data("gsm8k_train.jsonl")
     loaded = load_seed_instructions(path.name, SETTINGS, path.parent)
     assert loaded.counts["read"] == loaded.counts["kept"] == 7473
     assert loaded.layout == "question_answer"
@@ -625,7 +618,7 @@ def test_the_training_split_of_gsm8k_loads_whole() -> None:
 
 
 def test_the_seed_tasks_of_self_instruct_load_whole_with_their_inputs() -> None:
-    path = public_file("self_instruct_seed_tasks.jsonl")
+    path = shared_data("self_instruct_seed_tasks.jsonl")
     loaded = load_seed_instructions(path.name, SETTINGS, path.parent)
     assert loaded.counts["read"] == loaded.counts["kept"] == 175
     assert loaded.layout == "self_instruct"

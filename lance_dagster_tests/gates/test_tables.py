@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex, EvaluationText
 from lance_dagster.gates import tables
 
 
@@ -55,15 +55,15 @@ def test_an_iteration_that_generated_nothing_does_not_pass() -> None:
 
 
 def test_a_prompt_of_the_evaluation_is_found_however_it_is_written() -> None:
-    questions = EvaluationQuestions(["What is 12 + 7?"])
+    questions = EvaluationIndex([EvaluationText("task", 0, "question", "What is 12 + 7?")])
     leaked = tables.no_evaluation_item(pa.table({"prompt": ["Name a fruit.", "what is 12+7"]}), "prompt", questions)
     assert not leaked.passed and leaked.figures["in_evaluation"] == 1 and "what is 12+7" in leaked.explanation
     assert tables.no_evaluation_item(pa.table({"prompt": ["What is 12 - 7?"]}), "prompt", questions).passed
 
 
 def test_rows_that_were_compared_with_nothing_do_not_pass() -> None:
-    verdict = tables.no_evaluation_item(pa.table({"prompt": ["a"]}), "prompt", EvaluationQuestions([]))
-    assert not verdict.passed and "evaluation.question_fields is empty" in verdict.explanation
+    verdict = tables.no_evaluation_item(pa.table({"prompt": ["a"]}), "prompt", EvaluationIndex())
+    assert not verdict.passed and "no row was compared" in verdict.explanation
 
 
 def test_a_pair_of_the_same_text_is_named() -> None:
