@@ -195,7 +195,7 @@ def _no_evaluation_item(experiment: Experiment, asset: str, column: str) -> Gate
     return Gate(
         "no_evaluation_item",
         # Where the experiment chose not to filter, the check informs and does not stop.
-        "blocks" if compared else "warning",
+        "blocks" if filters.contamination == "drop" else "warning",
         "No row asks what an evaluation task asks; training on one would make its score worthless.",
         judge,
     )

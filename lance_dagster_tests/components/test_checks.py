@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 
+from lance_dagster import records
 from lance_dagster.components.checks import IS_CURRENT, gates_of
+from lance_dagster.gates import checkpoints
 from lance_dagster.storage.tables import write_table
 from lance_dagster_tests.loop.test_faults import SEEDS, copy_of
-from lance_dagster_tests.tiny import Tiny, tiny_experiment
+from lance_dagster_tests.tiny import REPOSITORY, Tiny, tiny_experiment
 
 BLOCKS, ERROR, WARNS = "blocks", "error", "warning"
 TRAINED = {
@@ -92,23 +95,27 @@ def test_every_gate_is_judged_in_a_run_of_its_iteration_and_bears_the_partition(
     assert isinstance(figures["difference"].value, float)
 
 
-def test_a_row_of_the_evaluation_in_the_training_set_stops_the_iteration_before_training(
-    evolved: Tiny, tmp_path: Path
-) -> None:
-    leaked = json.loads(
-        (Path(__file__).parents[2] / "lance_dagster/mini/lm_eval/dev.jsonl").read_text().splitlines()[0]
-    )
+def test_a_row_of_the_evaluation_in_a_stored_set_does_not_pass(evolved: Tiny, tmp_path: Path) -> None:
+    items = (REPOSITORY / "lance_dagster/mini/lm_eval/dev.jsonl").read_text().splitlines()
+    leaked = json.loads(items[0])["instruction"]
     tiny = copy_of(evolved, tmp_path)
-    with (tmp_path / "seed.jsonl").open("a") as file:
-        file.write(json.dumps({"instruction": leaked["instruction"], "response": "leaked"}) + "\n")
-    before = tiny.experiment.store.checkpoint("initial_checkpoint").digest
-    result = tiny.run("setup", select=[*SEEDS, "initial_checkpoint"])
+    rows = tiny.table("sft_set", "001").to_pylist()
+    path = tiny.experiment.store.table("sft_set", "001")
+    write_table(path, pa.Table.from_pylist([*rows[1:], {**rows[0], "prompt": leaked}], schema=records.SFT_SET))
+    verdict = gates_of(tiny.experiment)["sft_set"][0].judge("001")
+    assert not verdict.passed and leaked in verdict.explanation
+
+
+def test_a_blocking_gate_that_fails_stops_what_follows_in_the_run(
+    evolved: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = copy_of(evolved, tmp_path)
+    monkeypatch.setattr(checkpoints, "LN_2", 5.0)
+    result = tiny.run("one_iteration", "001", select=["dpo_checkpoint", "eval_scores"])
     assert not result.success
-    verdict = evaluations(result)["seed_instructions", "no_evaluation_item"]
+    verdict = evaluations(result)["dpo_checkpoint", "first_loss_is_ln_2"]
     assert not verdict.passed and verdict.severity == dg.AssetCheckSeverity.ERROR
-    assert leaked["instruction"] in verdict.description
-    assert "initial_checkpoint" not in {key.path[-1] for key in _materialised(result)}
-    assert tiny.experiment.store.checkpoint("initial_checkpoint").digest == before
+    assert {key.path[-1] for key in _materialised(result)} == {"dpo_checkpoint"}
 
 
 def test_a_warning_does_not_stop_what_follows(evolved: Tiny, tmp_path: Path) -> None:
