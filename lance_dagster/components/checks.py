@@ -185,7 +185,6 @@ def _kept_share(experiment: Experiment) -> Gate:
 
 def _no_evaluation_item(experiment: Experiment, asset: str, column: str) -> Gate:
     evaluation, filters = experiment.settings.evaluation, experiment.settings.construction.filters
-    compared = filters.contamination == "drop"
 
     def judge(partition: str) -> Verdict:
         index = _evaluation_index(evaluation, experiment.tasks_path, filters.contamination_words)
