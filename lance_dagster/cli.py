@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -93,6 +93,52 @@ def clean(experiment: str, delete: bool) -> None:
 def report(experiment: str) -> None:
     """Print the score table of EXPERIMENT from what is in its store."""
     click.echo(_table(_experiment(experiment)))
+
+
+def _numbers(least: float, most: float) -> Callable[[click.Context, click.Parameter, str | None], list[float] | None]:
+    """Reads numbers with commas between them."""
+
+    def read(_: click.Context, __: click.Parameter, value: str | None) -> list[float] | None:
+        if value is None:
+            return None
+        try:
+            numbers = [float(part) for part in value.split(",")]
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.7,0.8") from error
+        for number in numbers:
+            if not least <= number <= most:
+                raise click.BadParameter(f"{number:g} is not between {least:g} and {most:g}")
+        return numbers
+
+    return read
+
+
+@main.command()
+@click.argument("experiment")
+@click.argument("iteration", type=click.IntRange(0, 98))
+@click.option("--rouge", callback=_numbers(0.01, 1), help="ROUGE-L thresholds, such as 0.6,0.7,0.8.")
+@click.option("--accept", callback=_numbers(0, 10), help="Acceptance scores, such as 7,8,9.")
+def whatif(experiment: str, iteration: int, rouge: list[float] | None, accept: list[float] | None) -> None:
+    """Print what other thresholds would have kept of ITERATION, from its ledger and without a model call.
+
+    Without an option the threshold of the settings is taken; a star marks the line of the settings.
+    """
+    from lance_dagster.construction.whatif import as_text, what_if
+    from lance_dagster.storage.experiment_store import iteration_key
+    from lance_dagster.storage.tables import read_table
+
+    found = _experiment(experiment)
+    construction, store, key = found.settings.construction, found.store, iteration_key(iteration)
+    everything = construction.filters.rouge_scope == "all" and iteration > 0
+    outcomes = what_if(
+        read_table(store.table("candidate_ledger", key)),
+        read_table(store.table("reviewed_seed", key)),
+        construction,
+        rouge or [construction.filters.rouge_threshold],
+        accept or [construction.accept_above],
+        read_table(store.table("rouge_index", iteration_key(iteration - 1))) if everything else None,
+    )
+    click.echo(as_text(outcomes, construction))
 
 
 @main.command()

@@ -100,11 +100,37 @@ CANDIDATE_LEDGER = pa.schema(
         *CANDIDATES,
         pa.field("original_response", text),  # kind flawed_response: what it is compared with
         pa.field("original_score", pa.float64()),
-        pa.field("rouge_l", pa.float64()),  # highest similarity met, under the statistic of the settings
-        pa.field("rouge_l_against", ident),  # the row it was met with
+        pa.field("contaminated", pa.bool_()),  # overlaps with an evaluation task; null where it was not looked up
+        pa.field("rouge_l", pa.float64()),  # highest similarity with a kept row before it, if above what is recorded
+        pa.field("rouge_l_against", ident),  # that row, or the seed
         *_REWARD,
         pa.field("stage", pa.string(), nullable=False),  # the last step that the row reached
         pa.field("kept", pa.bool_(), nullable=False),
+    ]
+)
+
+CONTAMINATION_HITS = pa.schema(
+    [
+        pa.field("row_id", ident, nullable=False),  # of the ledger, or the seed
+        pa.field("origin", pa.string(), nullable=False),  # generated | seed
+        pa.field("part", pa.string(), nullable=False),  # instruction | response: what overlaps
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("document", pa.int64(), nullable=False),  # position in the task
+        pa.field("field", pa.string(), nullable=False),
+        pa.field("whole", pa.bool_(), nullable=False),  # the text is the question, else they share a run of words
+        pa.field("words", text, nullable=False),  # what both have, normalised
+    ]
+)
+
+ROUGE_INDEX = pa.schema(
+    [
+        pa.field("row_id", ident, nullable=False),
+        pa.field("iteration", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # instruction | flawed_response
+        pa.field("prompt", ident, nullable=False),  # hash of what it is compared within
+        pa.field("text", ident, nullable=False),  # hash of the text, as repetitions are told
+        pa.field("words", pa.list_(pa.string()), nullable=False),
+        pa.field("rule", pa.string(), nullable=False),  # how words and repetitions were told
     ]
 )
 

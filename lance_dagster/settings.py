@@ -9,9 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lance_dagster.errors import SettingsError
 
@@ -41,6 +50,8 @@ def _ordered(words: tuple[int, int]) -> tuple[int, int]:
 Text = Annotated[str, Field(min_length=1)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Score = Annotated[float, Field(ge=0.0, le=10.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
 WordCount = Annotated[int, Field(ge=0, strict=True)]
 WordRange = Annotated[tuple[WordCount, WordCount], AfterValidator(_ordered)]
 
@@ -201,21 +212,55 @@ class EngineSettings(Section):
 
 
 class FilterSettings(Section):
-    """Cheap filters before the reward (section 3.3, data filtering)."""
+    """Filters before the reward (section 3.3, data filtering); null switches one off."""
 
     instruction_words: WordRange = Field((5, 4096), description="fewest and most words of a new instruction")
     response_words: WordRange = Field((10, 4096), description="fewest and most words of a new response")
-    rouge_threshold: float = Field(0.7, gt=0.0, le=1.0, description="drop above this similarity; 1.0 keeps all")
-    rouge_statistic: Literal["f", "any"] = Field(
-        "f", description="ROUGE-L F of the rouge-score package, or any of recall, precision and F (reference code)"
+    instruction_tokens: WordRange | None = Field(None, description="the same in tokens that the model wrote for it")
+    response_tokens: WordRange | None = Field(None, description="the same in tokens that the model wrote for it")
+    keywords: tuple[Phrase, ...] = Field(
+        (), description="texts with one of these words or phrases are dropped", examples=[["image", "write a program"]]
     )
-    rouge_scope: Literal["seed", "iteration"] = Field(
-        "seed", description="compare within one seed's rows (reference code), or with all of this iteration"
+    refusals: Literal["keep", "drop"] = Field("keep", description="English responses that begin by declining")
+    echoes: Literal["keep", "drop"] = Field("drop", description="responses that only say their instruction again")
+    repeated_share: Share | None = Field(
+        0.5, description="drop where a larger share of the four-word runs of a text occurred in it before"
+    )
+    longest_character_run: int | None = Field(200, ge=1, description="drop where one character is repeated more often")
+    other_script_share: Share | None = Field(
+        None, description="drop where a larger share of the letters is of scripts that the prompt does not use"
+    )
+    duplicates: Literal["exact", "normalised"] = Field(
+        "exact", description="what is a repetition: the same up to white space, or also up to case and punctuation"
+    )
+    contamination: Literal["drop", "flag", "off"] = Field(
+        "drop", description="rows that overlap with what the evaluation tasks ask or answer, seeds included"
+    )
+    contamination_words: int = Field(
+        13, ge=2, description="words in a row that make an overlap; questions with fewer words must match as a whole"
+    )
+    rouge_threshold: float = Field(0.7, gt=0.0, le=1.0, description="drop above this similarity; 1.0 keeps all")
+    rouge_statistic: Literal["f", "any", "union_lcs"] = Field(
+        "f",
+        description="ROUGE-L F of the rouge-score package, any of its recall, precision and F, or any of those of the "
+        "rouge package (reference code: union of subsequences over unique words)",
+    )
+    rouge_words: Literal["rouge_score", "unicode"] = Field(
+        "rouge_score",
+        description="what a word is: runs of a-z and 0-9 as in the rouge-score package, or words of any language "
+        "(letters of scripts without spaces, such as Chinese and Thai, one by one)",
+    )
+    rouge_scope: Literal["seed", "iteration", "all"] = Field(
+        "seed",
+        description="compare within one seed's rows (reference code), with all of this iteration, or with all "
+        "seeds and the rows of this and all earlier iterations",
     )
     rouge_responses: bool = Field(
         True, description="compare responses too; turn off where right answers are short and alike by nature"
     )
-    contamination: Literal["drop", "off"] = Field("drop", description="rows whose instruction an evaluation task asks")
+    rouge_recorded_above: Share = Field(
+        0.5, description="lower similarities are not looked for, so the ledger does not name them"
+    )
 
 
 class ConstructionSettings(Section):
@@ -231,6 +276,7 @@ class ConstructionSettings(Section):
     reviews_per_item: int = Field(
         3, ge=1, le=64, description="the score is the mean of those that parse (paper 1, reference code 3)"
     )
+    reviews_needed: int = Field(1, ge=1, le=64, description="with fewer reviews that parse the score is missing")
     rereview_seeds: bool = Field(True, description="review Seed_t with M_t each iteration (reference code: only once)")
     unreviewed_seeds: Literal["skip", "instruction"] = Field(
         "skip",
@@ -255,11 +301,41 @@ class ConstructionSettings(Section):
         description="what preference pairs are made of: a seed's response and flawed ones (paper), or the best and the "
         "worst rewarded of the K responses to a new instruction",
     )
+    original_in_pairs: bool = Field(True, description="with flawed: the seed's response is a candidate too (paper)")
+    pair_direction: Literal["reward", "construction"] = Field(
+        "reward",
+        description="which side is chosen: the higher reward, whoever wrote it (paper), or only ever the seed's "
+        "response, where it has the higher reward",
+    )
+    pairs_per_prompt: Literal["all", "best"] = Field(
+        "all",
+        description="the lowest reward against each that exceeds it by more than the gap (paper), or against the "
+        "highest only",
+    )
+    rejected_ties: Literal["first", "last"] = Field(
+        "first",
+        description="which of several lowest rewards is rejected: the first candidate (the original) or the last",
+    )
+    at_limit: Literal["reject", "accept"] = Field(
+        "reject",
+        description="a reward equal to accept_above, or a difference equal to preference_gap: too little, as in "
+        "the paper, or enough",
+    )
     accept_above: Score = Field(8.0, description="SFT rows need a higher reward (reference code 8.0; paper V)")
     preference_gap: float = Field(2.0, ge=0.0, le=10.0, description="a pair needs a larger difference of rewards")
     max_rows_per_seed: int | None = Field(None, ge=1, description="cap on kept rows per seed, best rewards first")
     max_rows_per_iteration: int | None = Field(None, ge=1, description="cap on kept rows of each kind, likewise")
     seed: int = Field(0, ge=0, description="random seed of all sampling")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.reviews_needed > self.reviews_per_item:
+            raise ValueError("reviews_needed should not exceed reviews_per_item")
+        if self.pair_direction == "construction" and not self.original_in_pairs:
+            raise ValueError(
+                "pair_direction 'construction' always chooses the original: original_in_pairs must be true"
+            )
+        return self
 
 
 class OptimiserSettings(Section):
@@ -359,7 +435,9 @@ class EvaluationSettings(Section):
     tasks: tuple[Text, ...] = Field(min_length=1, description="lm-eval task names", examples=[["arc_challenge"]])
     include_path: str | None = Field(None, description="folder with task YAML files; package://... is allowed")
     question_fields: tuple[str, ...] = Field(
-        (), description="fields of the evaluation documents that must not occur in training (text or list of texts)"
+        (),
+        description="fields of the evaluation documents that must not occur in training (text or list of texts); if "
+        "empty, those that the task's prompt shows",
     )
     breakdown_field: str | None = Field(
         None, description="field of the evaluation documents by which scores are listed in parts, such as a subject"
@@ -374,6 +452,65 @@ class EvaluationSettings(Section):
         "baseline, or not, and reports say that it was not measured",
     )
     drift_rows: int = Field(128, ge=1, description="seed rows on which drift is measured")
+
+
+def _band(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[0] > shares[1]:
+        raise ValueError("the first share should not exceed the second")
+    return shares
+
+
+class GateSettings(Section):
+    """Where the checks on an iteration's artifacts draw the line. None of them changes an artifact."""
+
+    parsed_share: Share = Field(0.8, description="a smaller share of reviews that give a score is warned of")
+    score_spread: float = Field(
+        0.25, ge=0.0, le=10.0, description="a smaller standard deviation of the scores is warned of: the judge is blind"
+    )
+    kept_share: Annotated[tuple[Share, Share], AfterValidator(_band)] = Field(
+        (0.02, 0.95), description="a kept share of the candidates outside of this band is warned of"
+    )
+    length_ratio: float = Field(
+        2.0, ge=1.0, le=100.0, description="chosen responses this many times longer or shorter are warned of"
+    )
+    first_loss_tolerance: float = Field(
+        0.05, gt=0.0, le=1.0, description="a first DPO loss farther than this from ln 2 stops the iteration"
+    )
+    score_drop: float = Field(
+        2.0, ge=0.0, le=10.0, description="a score that is lower by more standard errors is warned of"
+    )
+
+
+def _cron(text: str) -> str:
+    """Five fields, as Dagster's schedules take them; the fields themselves are checked when the schedule is built."""
+    if len(text.split()) != 5:
+        raise ValueError("a cron schedule has five fields: minute, hour, day of month, month, day of week")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
+class AutomationSettings(Section):
+    """Sensors and schedules of the experiment. All are stopped until somebody starts them in the web UI."""
+
+    interval_seconds: int = Field(15, ge=1, description="the sensors look this often")
+    next_iteration_cron: Cron = Field("0 2 * * *", description="when the next missing iteration is requested")
+    refresh_window_cron: Cron = Field("0 3 * * 0", description="when the iterations of the window are made again")
+    refresh_from: int = Field(0, ge=0, lt=MAX_ITERATIONS, description="first iteration of that window")
+    campaign_until: int | None = Field(
+        None, ge=0, lt=MAX_ITERATIONS, description="the campaign sensor stops after this iteration; the last if unset"
+    )
+    seed_settle_seconds: float = Field(
+        5.0, ge=0.0, description="seed files that were changed more recently are left alone: they may be half written"
+    )
+
+
+class BranchSettings(Section):
+    """Another experiment, and the last of its iterations that this one shares."""
+
+    experiment: Text = Field(description="the other experiment's name", examples=["mini"])
+    iteration: int = Field(ge=0, lt=MAX_ITERATIONS, description="its last shared iteration", examples=[1])
 
 
 class EvolutionSettings(Section):
@@ -394,6 +531,27 @@ class EvolutionSettings(Section):
     construction: ConstructionSettings = ConstructionSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
+    start_from: BranchSettings | None = Field(
+        None,
+        description="branch off: seeds, base, M_0, baseline scores and the iterations up to this one are those of the "
+        "other experiment, and the first own iteration is the next one",
+    )
+    gates: GateSettings = GateSettings()
+    automation: AutomationSettings = AutomationSettings()
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> Self:
+        if self.start_from is not None and self.start_from.iteration + 1 >= self.iterations:
+            raise ValueError(
+                f"start_from.iteration {self.start_from.iteration} leaves no iteration of its own: iterations is "
+                f"{self.iterations}"
+            )
+        return self
+
+    @property
+    def first_iteration(self) -> int:
+        """The first iteration that this experiment makes itself."""
+        return 0 if self.start_from is None else self.start_from.iteration + 1
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -442,6 +600,8 @@ def settings_schema(model: type[BaseModel]) -> dict[str, Any]:
     def placed(schema: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in schema:
             schema = {**root["$defs"][schema["$ref"].removeprefix("#/$defs/")], **schema}
+        if "anyOf" in schema:  # a section that may be unset
+            return {**schema, "anyOf": [placed(each) for each in schema["anyOf"]]}
         if "properties" not in schema:
             return schema
         defaults = schema.get("default", {})

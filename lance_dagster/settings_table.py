@@ -40,7 +40,7 @@ DISAGREEMENTS = (
     Disagreement("construction.reviews_per_item", "`1`", "`3`"),
     Disagreement("construction.rereview_seeds", "`true` (Algorithm 1)", "`false`"),
     Disagreement("construction.unreviewed_seeds", "not stated", "`instruction` (as if the score were 0)"),
-    Disagreement("construction.filters.rouge_statistic", "ROUGE-L, statistic not stated", "`any`"),
+    Disagreement("construction.filters.rouge_statistic", "ROUGE-L, statistic not stated", "`union_lcs`"),
     Disagreement("construction.filters.rouge_scope", "not stated", "`seed`"),
     Disagreement("construction.accept_above", "V, which is `7.0`", "`8.0`"),
     Disagreement("training.start_from", "`policy`", "left to the user, who trains outside the code"),

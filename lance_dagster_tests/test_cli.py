@@ -14,15 +14,16 @@ from click.testing import CliRunner
 from upath import UPath
 
 from lance_dagster.cli import main
+from lance_dagster.construction.ledger import funnel
 from lance_dagster.storage.checkpoints import commit_checkpoint
 from lance_dagster_tests.storage.test_checkpoints import staged
 from lance_dagster_tests.test_loading import WRONG, project_with
-from lance_dagster_tests.tiny import REPOSITORY
+from lance_dagster_tests.tiny import REPOSITORY, Tiny, tiny_experiment
 
 
 def test_help_names_the_commands() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
-    for command in ("demo", "report", "clean", "mini"):
+    for command in ("demo", "report", "whatif", "clean", "mini"):
         assert command in text
 
 
@@ -122,3 +123,39 @@ def test_the_data_files_can_be_written_again(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for name in ("seed_instructions_uneven.jsonl", "seed_instructions_clean.jsonl", "seed_reviews.jsonl"):
         assert (tmp_path / name).read_bytes() == (REPOSITORY / "data/mini" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--rouge", "0", "0 is not between 0.01 and 1"), ("--rouge", "0.6,1.1", "1.1"), ("--accept", "7;8", "0.7,0.8")],
+)
+def test_a_threshold_that_is_none_is_refused(option: str, value: str, message: str) -> None:
+    result = CliRunner().invoke(main, ["whatif", "mini", "0", option, value])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_whatif_of_an_iteration_that_did_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lance_dagster import cli
+
+    monkeypatch.setattr(cli, "_experiment", lambda name: tiny_experiment(tmp_path).experiment)
+    result = CliRunner().invoke(main, ["whatif", "tiny", "1"])
+    assert result.exit_code == 1
+    assert "there is no table at" in result.output
+
+
+def test_whatif_prints_a_line_per_setting_of_an_iteration_that_ran(
+    evolved: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lance_dagster import cli
+
+    monkeypatch.setattr(cli, "_experiment", lambda name: evolved.experiment)
+    result = CliRunner().invoke(main, ["whatif", "tiny", "1", "--rouge", "0.6,0.9", "--accept", "7,8,9"])
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert len(lines) == 1 + 2 * 3
+    (own,) = [line for line in lines if line[0] == "*"]
+    counts = funnel(evolved.table("candidate_ledger", "001"))
+    assert own[1:3] == ["0.9", "8"]
+    assert int(own[3]) == counts.get("instruction/kept", 0)
+    assert int(own[5]) == counts.get("response/kept", 0)

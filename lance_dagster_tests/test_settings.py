@@ -52,8 +52,10 @@ def refusal(path: str, value: Any) -> str:
 
 
 def leaves(schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every setting with its dotted path and JSON schema."""
+    """Every setting with its dotted path and JSON schema, those of sections that may be unset aside."""
     for name, each in schema["properties"].items():
+        if "properties" in each.get("anyOf", [{}])[0]:
+            continue
         if "properties" in each:
             yield from leaves(each, f"{path}{name}.")
         else:
@@ -94,6 +96,12 @@ def wrong_values(schema: Mapping[str, Any]) -> Iterator[Any]:
 
 
 # What is refused
+
+
+def test_a_wrong_value_in_a_section_that_may_be_unset_is_refused_by_name() -> None:
+    message = refusal("start_from", {"experiment": "", "iteration": 99})
+    assert "\n  start_from.experiment: " in message and "\n  start_from.iteration: " in message
+    assert parsed("start_from", None) is None
 
 
 @pytest.mark.parametrize("path", LEAVES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from lance_dagster.components.console import console_logger
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.self_evolution import experiment_definitions
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.settings import parse_settings
 from lance_dagster.storage.tables import read_table
 
@@ -60,6 +61,16 @@ class Tiny:
     experiment: Experiment
     definitions: dg.Definitions
     instance: dg.DagsterInstance
+
+    @property
+    def wiring(self) -> Wiring:
+        """The edges of the experiment, as automation and checks know them."""
+        return self.wiring_of(self.definitions.assets or ())
+
+    def wiring_of(self, assets: Iterable[Any]) -> Wiring:
+        """The edges of some of the definitions' assets."""
+        rejoined = {self.experiment.key("promoted_checkpoint"): self.experiment.key("dpo_checkpoint")}
+        return Wiring.of(assets, rejoined)
 
     def run(self, job: str, partition: str | None = None, select: list[str] | None = None) -> dg.ExecuteInProcessResult:
         """Run ``setup``, ``one_iteration`` or ``report``, or only some of its assets; failures are returned."""

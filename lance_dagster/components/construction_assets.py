@@ -9,24 +9,36 @@ import pyarrow.compute as pc
 
 from lance_dagster.components.experiment import Experiment, table_result
 from lance_dagster.components.parquet_io import preview
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.ledger import funnel
+from lance_dagster.construction.seeds.decontaminate import decontaminate
 from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructions, load_seed_reviews
 from lance_dagster.engines.registry import SETTINGS_OF_TEXTS
 from lance_dagster.errors import TrainingError
 from lance_dagster.prompts.prompt_sets import PromptKind
-from lance_dagster.report.pictures import score_histogram
+from lance_dagster.report.pictures import ledger_funnel, score_histogram
 from lance_dagster.report.render import markdown_image
 from lance_dagster.storage.tables import write_table
 
 KINDS = {"parquet", "python"}
+PAIR_SWITCHES = (
+    "construction.at_limit",
+    "construction.original_in_pairs",
+    "construction.pair_direction",
+    "construction.pairs_per_prompt",
+    "construction.rejected_ties",
+)
 
 
 def construction_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     """From seed_instructions and seed_reviews to sft_set and preference_set."""
+    seed = experiment.settings.seed
+    seeds = [
+        _seed_asset(experiment, "seed_instructions", seed.instructions, load_seed_instructions),
+        _seed_asset(experiment, "seed_reviews", seed.reviews, load_seed_reviews),
+    ]
     return [
-        _seed_asset(experiment, "seed_instructions", experiment.settings.seed.instructions, load_seed_instructions),
-        _seed_asset(experiment, "seed_reviews", experiment.settings.seed.reviews, load_seed_reviews),
+        *(seeds if experiment.settings.start_from is None else []),
         _reviewed_seed(experiment),
         _instruction_candidates(experiment),
         _preference_candidates(experiment),
@@ -45,14 +57,23 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
     @experiment.asset(
         name,
         KINDS,
-        [source, experiment.values("seed.max_words", "seed.control_tokens")],
+        [source, experiment.values("seed.max_words", "seed.control_tokens"), experiment.asked_by],
         partitioned=False,
         description=f"{what} Read from {source}; unusable rows go to {name}_quarantine.parquet with a reason.",
     )
     def seed(context: dg.AssetExecutionContext) -> dg.MaterializeResult[pa.Table]:
-        loaded = load(source, experiment.settings.seed, experiment.root)
+        contamination = experiment.settings.construction.filters.contamination
+        loaded, hits = decontaminate(
+            load(source, experiment.settings.seed, experiment.root),
+            experiment.evaluation_index(),
+            drop=contamination == "drop",
+        )
+        if hits.num_rows:
+            context.log.warning(f"{source}: {hits.num_rows} rows overlap with the evaluation tasks ({contamination})")
         quarantine = experiment.store.table(f"{name}_quarantine")
         write_table(quarantine, loaded.quarantine)
+        hits_path = experiment.store.table(f"{name}_contamination_hits")
+        write_table(hits_path, hits)
         counts = ", ".join(f"{reason} {count}" for reason, count in loaded.counts.items() if count)
         context.log.info(f"{source} ({loaded.layout}): {counts}")
         return table_result(
@@ -62,6 +83,9 @@ def _seed_asset(experiment: Experiment, name: str, source: str, load: Callable[.
                 "layout": loaded.layout,
                 "quarantine": dg.MetadataValue.path(str(quarantine)),
                 "quarantine/preview": preview(loaded.quarantine),
+                "contamination/hits": hits.num_rows,
+                "contamination/table": dg.MetadataValue.path(str(hits_path)),
+                "contamination/preview": preview(hits),
                 **{f"rows/{reason}": count for reason, count in loaded.counts.items()},
             },
         )
@@ -87,6 +111,7 @@ def _reviewed_seed(experiment: Experiment) -> dg.AssetsDefinition:
                 "seed.max_rows",
                 "construction.review",
                 "construction.reviews_per_item",
+                "construction.reviews_needed",
                 "construction.rereview_seeds",
                 "construction.unreviewed_seeds",
                 "construction.threshold",
@@ -175,24 +200,25 @@ def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
 
 
 def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
-    evaluation = experiment.settings.evaluation
-    compared = experiment.settings.construction.filters.contamination == "drop"
-    asked_by = ["evaluation.tasks", "evaluation.include_path", "evaluation.question_fields"]
+    filters = experiment.settings.construction.filters
 
     @experiment.asset(
         "candidate_ledger",
         KINDS,
         [
             *_written_by(experiment, "review"),
+            experiment.asked_by,
             experiment.values(
-                *(asked_by if compared else []),
                 "construction.filters",
+                "seed.control_tokens",
                 "construction.review",
                 "construction.reviews_per_item",
+                "construction.reviews_needed",
                 "construction.acceptance",
                 "construction.acceptance_judge",
                 "construction.accept_above",
                 "construction.preference_gap",
+                *PAIR_SWITCHES,
                 "construction.max_rows_per_seed",
                 "construction.max_rows_per_iteration",
                 "construction.seed",
@@ -200,8 +226,8 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
         ],
         inputs=("instruction_candidates", "preference_candidates", "reviewed_seed"),
         deps=("policy_model",),
-        description="Every generated row, how far it came through length, ROUGE-L, contamination, reward and "
-        "acceptance, and why it was dropped. Nothing leaves this table.",
+        description="Every generated row, how far it came through the rules on its text, repetitions, contamination, "
+        "ROUGE-L, reward and acceptance, and why it was dropped. Nothing leaves this table.",
     )
     def candidate_ledger(
         context: dg.AssetExecutionContext,
@@ -209,19 +235,25 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
         preference_candidates: pa.Table,
         reviewed_seed: pa.Table,
     ) -> dg.MaterializeResult[pa.Table]:
-        from lance_dagster.evaluation.benchmarks import evaluation_questions
-
-        questions = EvaluationQuestions(evaluation_questions(evaluation, experiment.tasks_path) if compared else [])
-        if compared and not evaluation.question_fields:
+        evaluation = experiment.evaluation_index()
+        context.log.info(f"contamination: {filters.contamination}, {len(evaluation)} evaluation questions")
+        with experiment.step(context, experiment.settings.construction.acceptance_judge) as (step, policy):
+            table, hits, unseen = experiment.method.candidate_ledger(
+                step, policy, experiment.store, instruction_candidates, preference_candidates, reviewed_seed, evaluation
+            )
+            index = experiment.store.table("rouge_index", context.partition_key)
+            if filters.rouge_scope == "all":
+                earlier = policy.earlier_table(experiment.store, "rouge_index")
+                write_table(index, extended_index(earlier, table, filters))
+            elif index.exists():
+                index.unlink()
+        if unseen:
             context.log.warning(
-                "contamination: evaluation.question_fields is empty, so no generated row is compared with what the "
-                "evaluation asks. Name the fields, or set construction.filters.contamination to 'off'."
+                f"rouge_l: {unseen} texts have letters that the words of rouge_score (a-z, 0-9) overlook, so they are "
+                "compared in part or not at all. Set construction.filters.rouge_words to 'unicode'."
             )
-        context.log.info(f"contamination: {len(questions)} evaluation questions")
-        with experiment.step(context, experiment.settings.construction.acceptance_judge) as (step, _):
-            table = experiment.method.candidate_ledger(
-                step, instruction_candidates, preference_candidates, reviewed_seed, questions
-            )
+        hits_path = experiment.store.table("contamination_hits", context.partition_key)
+        write_table(hits_path, hits)
         counts = funnel(table)
         kept, generated = table.filter(table["kept"]).num_rows, table.num_rows
         return table_result(
@@ -230,8 +262,13 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
                 **step.runner.metadata(),
                 **_score_metadata(table),
                 **{f"funnel/{name}": count for name, count in counts.items()},
-                "contamination/questions": len(questions),
+                "contamination/questions": len(evaluation),
+                "contamination/hits": hits.num_rows,
+                "contamination/table": dg.MetadataValue.path(str(hits_path)),
+                "contamination/preview": preview(hits),
+                "rouge_l/unseen_texts": unseen,
                 "filter/kept_fraction": kept / generated if generated else 0.0,
+                "funnel/picture": dg.MetadataValue.md(markdown_image(ledger_funnel(step.iteration, table), "funnel")),
                 "score/histogram": _histogram(table, f"Iteration {step.iteration}: rewards of candidates"),
             },
         )
@@ -295,6 +332,7 @@ def _preference_set(experiment: Experiment) -> dg.AssetsDefinition:
                 "construction.pairs",
                 "construction.acceptance",
                 "construction.preference_gap",
+                *PAIR_SWITCHES,
                 "prompts.system_in_preferences",
             ),
         ],

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from lance_dagster.components.experiment import Experiment, table_result
+from lance_dagster.components.staleness import Events, Situation, Wiring, outdated_iterations
 from lance_dagster.components.training_assets import train_initial, trained_by
 from lance_dagster.construction.assemble import SEED_ITERATION
 from lance_dagster.construction.policy import Ancestor, PolicyModel, open_ancestor
@@ -24,8 +25,9 @@ KINDS = {"parquet", "python"}
 
 
 def evaluation_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """baseline_scores, eval_scores, drift, evolution_report."""
-    return [_baseline_scores(experiment), _eval_scores(experiment), _drift(experiment), _evolution_report(experiment)]
+    """baseline_scores, eval_scores, drift."""
+    shared = experiment.settings.start_from is not None
+    return [*([] if shared else [_baseline_scores(experiment)]), _eval_scores(experiment), _drift(experiment)]
 
 
 def _scored_by(experiment: Experiment) -> str:
@@ -155,7 +157,9 @@ def _drift(experiment: Experiment) -> dg.AssetsDefinition:
     return drift
 
 
-def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
+def evolution_report_asset(experiment: Experiment, wiring: Wiring) -> dg.AssetsDefinition:
+    """The report over the assets that ``wiring`` knows: it says which of their iterations are out of date."""
+
     @experiment.asset(
         "evolution_report",
         {"html", "json"},
@@ -177,13 +181,13 @@ def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
         ],
         partitioned=False,
         deps=("baseline_scores", "eval_scores", "drift"),
-        automation_condition=dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing()),
         description="Scores of the base, of M_0 and of every checkpoint with standard errors, the funnel of each "
         "iteration, the learning curve and sample rows, over the iterations that are complete. Also report.html and "
         "report.json.",
     )
     def evolution_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        summary = gather(experiment.store, experiment.settings, experiment.prompts)
+        outdated = outdated_iterations(Situation(Events(context.instance, wiring)))
+        summary = gather(experiment.store, experiment.settings, experiment.prompts, outdated)
         files = write_report(experiment.store.folder, summary)
         context.log.info(f"report over {len(summary.funnels)} iterations: {files.html}")
         curve = markdown_image(files.learning_curve.read_bytes(), "learning curve")
@@ -192,6 +196,8 @@ def _evolution_report(experiment: Experiment) -> dg.AssetsDefinition:
             metadata={
                 "headline": summary.headline,
                 "iterations": len(summary.funnels),
+                "iterations/out_of_date": len(outdated),
+                "out_of_date": dg.MetadataValue.md("\n".join(f"- {line}" for line in outdated) or "none"),
                 "report": dg.MetadataValue.md(to_markdown(summary)),
                 "learning_curve": dg.MetadataValue.md(curve),
                 "report.html": dg.MetadataValue.path(str(files.html)),

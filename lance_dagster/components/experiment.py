@@ -16,6 +16,7 @@ import dagster as dg
 import pyarrow as pa
 from upath import UPath
 
+from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.construction.policy import PolicyModel, manifest_of, open_ancestor
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.accounting import SpendingLog
@@ -29,7 +30,7 @@ from lance_dagster.methods.registry import method_named
 from lance_dagster.prompts.prompt_sets import PromptSet, load_prompt_set
 from lance_dagster.settings import EvolutionSettings, Section
 from lance_dagster.storage.checkpoints import local_folder
-from lance_dagster.storage.experiment_store import ExperimentStore, iteration_key, resolve_path
+from lance_dagster.storage.experiment_store import SHARED_ASSETS, ExperimentStore, iteration_key, resolve_path
 from lance_dagster.storage.files import json_digest
 from lance_dagster.storage.tables import table_digest
 
@@ -50,7 +51,9 @@ class Experiment:
 
     @cached_property
     def store(self) -> ExperimentStore:
-        return ExperimentStore(UPath(resolve_path(self.settings.store, self.root)), self.name)
+        base, branch = UPath(resolve_path(self.settings.store, self.root)), self.settings.start_from
+        parent = None if branch is None else ExperimentStore(base, branch.experiment)
+        return ExperimentStore(base, self.name, parent, self.settings.first_iteration)
 
     @cached_property
     def prompts(self) -> PromptSet:
@@ -63,7 +66,9 @@ class Experiment:
 
     @cached_property
     def iterations(self) -> dg.StaticPartitionsDefinition:
-        return dg.StaticPartitionsDefinition([iteration_key(i) for i in range(self.settings.iterations)])
+        """Iterations that this experiment makes; those before belong to the experiment that it branches from."""
+        own = range(self.settings.first_iteration, self.settings.iterations)
+        return dg.StaticPartitionsDefinition([iteration_key(i) for i in own])
 
     @property
     def tasks_path(self) -> str | None:
@@ -81,8 +86,28 @@ class Experiment:
     def io_manager_key(self) -> str:
         return f"{self.name}_tables"
 
-    def key(self, asset: str) -> dg.AssetKey:
-        return dg.AssetKey([self.name, asset])
+    @property
+    def asked_by(self) -> str:
+        """For ``uses``: what decides which texts the evaluation asks; nothing where contamination is off."""
+        names = [f"evaluation.{name}" for name in ("tasks", "include_path", "question_fields")]
+        names += [f"construction.filters.{name}" for name in ("contamination", "contamination_words")]
+        return self.values(*names) if self.settings.construction.filters.contamination != "off" else ""
+
+    def evaluation_index(self) -> EvaluationIndex:
+        """What the evaluation tasks ask and answer; nothing where contamination is off."""
+        filters = self.settings.construction.filters
+        if filters.contamination == "off":
+            return EvaluationIndex()
+        from lance_dagster.evaluation.benchmarks import evaluation_texts
+
+        return EvaluationIndex(evaluation_texts(self.settings.evaluation, self.tasks_path), filters.contamination_words)
+
+    def key(self, asset: str, iteration: int | None = None) -> dg.AssetKey:
+        """The key of an asset (of one of its iterations): in a branch, that of the experiment which makes it."""
+        branch = self.settings.start_from
+        earlier = iteration is not None and iteration < self.settings.first_iteration
+        shared = branch is not None and (asset in SHARED_ASSETS or earlier)
+        return dg.AssetKey([branch.experiment if branch is not None and shared else self.name, asset])
 
     def values(self, *names: str) -> str:
         """Some settings by their dotted names ('construction.threshold') as one text, for ``uses`` of ``asset``."""
@@ -99,7 +124,6 @@ class Experiment:
         inputs: Sequence[str] = (),
         deps: Sequence[str | dg.AssetDep] = (),
         partitioned: bool = True,
-        automation_condition: dg.AutomationCondition[Any] | None = None,
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """``@dg.asset`` with what all assets of an experiment have in common.
 
@@ -124,7 +148,6 @@ class Experiment:
                 ins={table: dg.AssetIn(key=self.key(table)) for table in inputs},
                 deps=[self.key(dep) if isinstance(dep, str) else dep for dep in deps],
                 partitions_def=self.iterations if partitioned else None,
-                automation_condition=automation_condition,
             )(clear_failures(function))
 
         return decorate

@@ -11,10 +11,14 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
 from lance_dagster.components.automation import experiment_jobs
+from lance_dagster.components.checks import experiment_checks
 from lance_dagster.components.construction_assets import construction_assets
-from lance_dagster.components.evaluation_assets import evaluation_assets
+from lance_dagster.components.driving import driving_sensors, experiment_schedules
+from lance_dagster.components.evaluation_assets import evaluation_assets, evolution_report_asset
 from lance_dagster.components.experiment import Experiment
 from lance_dagster.components.parquet_io import ParquetIOManager
+from lance_dagster.components.propagation import REPORT, propagating, propagation_sensors
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.components.training_assets import training_assets
 from lance_dagster.errors import SettingsError
 from lance_dagster.settings import EvolutionSettings, Section, merged, parse_settings
@@ -71,9 +75,17 @@ class SelfEvolution(dg.Component):
         plain = inherited(attributes, file)
         values = context.resolution_context.at_path("attributes").resolve_value(plain, as_type=dict)
         try:
-            return cls(attributes.experiment, parse_settings(values))
+            settings = parse_settings(values)
         except SettingsError as error:
             raise SettingsError(f"{file}, experiment {attributes.experiment}: {error}") from None
+        if settings.start_from is not None:
+            other = context.path.parent / settings.start_from.experiment / file.name
+            if inherited(experiment_file(other, file, "branches from"), other).get("start_from"):
+                raise SettingsError(
+                    f"{file}: it branches from {settings.start_from.experiment}, which is a branch itself; branch from "
+                    "the experiment that made the iteration"
+                )
+        return cls(attributes.experiment, settings)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return experiment_definitions(Experiment(self.experiment, self.settings, context.project_root))
@@ -91,21 +103,28 @@ def inherited(attributes: ExperimentFile, file: Path, children: tuple[Path, ...]
     return merged(inherited(experiment_file(parent, file), parent, line), attributes.settings)
 
 
-def experiment_file(file: Path, wanted_by: Path) -> ExperimentFile:
+def experiment_file(file: Path, wanted_by: Path, how: str = "extends") -> ExperimentFile:
     """The attributes of another defs.yaml; SettingsError if it is missing or is no experiment."""
     if not file.is_file():
         known = ", ".join(sorted(path.parent.name for path in file.parent.parent.glob(f"*/{file.name}")))
-        raise SettingsError(f"{wanted_by}: extends {file.parent.name!r}, but there is no {file}; there are {known}")
+        raise SettingsError(f"{wanted_by}: {how} {file.parent.name!r}, but there is no {file}; there are {known}")
     try:
         return ExperimentFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["attributes"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError(f"{wanted_by}: extends {file}, which is not the file of an experiment: {error}") from error
+        raise SettingsError(f"{wanted_by}: {how} {file}, which is not the file of an experiment: {error}") from error
 
 
 def experiment_definitions(experiment: Experiment) -> dg.Definitions:
-    """Assets, jobs and the IO manager of one experiment."""
+    """Assets, their checks, jobs, schedules, sensors and the IO manager of one experiment."""
+    assets = [*construction_assets(experiment), *training_assets(experiment), *evaluation_assets(experiment)]
+    rejoined = {experiment.key("promoted_checkpoint"): experiment.key("dpo_checkpoint")}
+    assets.append(evolution_report_asset(experiment, Wiring.of(assets, rejoined)))
+    wiring = Wiring.of(assets, rejoined)
     return dg.Definitions(
-        assets=[*construction_assets(experiment), *training_assets(experiment), *evaluation_assets(experiment)],
+        assets=propagating(assets, wiring, experiment.key(REPORT)),
+        asset_checks=experiment_checks(experiment, wiring),
         jobs=experiment_jobs(experiment),
+        schedules=experiment_schedules(experiment),
+        sensors=[*propagation_sensors(experiment), *driving_sensors(experiment)],
         resources={experiment.io_manager_key: ParquetIOManager(base_path=experiment.store.base)},
     )

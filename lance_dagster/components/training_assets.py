@@ -13,6 +13,7 @@ import pyarrow as pa
 from upath import UPath
 
 from lance_dagster.components.automation import refuse_after_failed_iteration
+from lance_dagster.components.checks import refuse_unpromotable
 from lance_dagster.components.experiment import Experiment, clear_failures
 from lance_dagster.construction.assemble import initial_set
 from lance_dagster.construction.policy import Ancestor, PolicyModel, build_policy, open_ancestor, promotion_digest
@@ -43,9 +44,9 @@ KINDS = {"pytorch", "huggingface"}
 
 def training_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.SourceAsset]:
     """base_checkpoint, initial_checkpoint, policy_model, sft_checkpoint, dpo_checkpoint, promoted_checkpoint."""
+    shared = experiment.settings.start_from is not None
     return [
-        _base_checkpoint(experiment),
-        _initial_checkpoint(experiment),
+        *([] if shared else [_base_checkpoint(experiment), _initial_checkpoint(experiment)]),
         _policy_model(experiment),
         _sft_checkpoint(experiment),
         _dpo_checkpoint(experiment),
@@ -150,7 +151,10 @@ def train_initial(
 
 def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
     keys = experiment.iterations.get_partition_keys()
-    previous = dg.StaticPartitionMapping(dict(pairwise(keys)))
+    promotions = [(experiment.key("promoted_checkpoint"), dict(pairwise(keys)))]
+    first = int(keys[0])
+    if first:  # the model that a branch starts from is another experiment's
+        promotions.append((experiment.key("promoted_checkpoint", first - 1), {iteration_key(first - 1): keys[0]}))
 
     @experiment.asset(
         "policy_model",
@@ -158,7 +162,11 @@ def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
         [],
         deps=(
             "initial_checkpoint",
-            dg.AssetDep(experiment.key("promoted_checkpoint"), partition_mapping=previous),
+            *(
+                dg.AssetDep(key, partition_mapping=dg.StaticPartitionMapping(previous))
+                for key, previous in promotions
+                if previous
+            ),
         ),
         description="M_t and the earlier tables that iteration t may read, by digest. M_0 is the initial checkpoint, "
         "M_{t+1} the DPO checkpoint of iteration t. Refuses to run while the iteration before is missing or failed.",
@@ -167,16 +175,18 @@ def _policy_model(experiment: Experiment) -> dg.AssetsDefinition:
         iteration = int(context.partition_key)
         refuse_after_failed_iteration(context, experiment.name, iteration)
         policy = build_policy(experiment.store, iteration)
+        if iteration:
+            refuse_unpromotable(experiment, iteration - 1)
         policy.save(experiment.store)
         metadata: dict[str, Any] = {
             "iteration": iteration,
             "model": policy.model.label,
             "model_digest": policy.model.digest,
-            "source_asset": dg.MetadataValue.asset(experiment.key(policy.model.asset)),
+            "source_asset": dg.MetadataValue.asset(experiment.key(policy.model.asset, iteration - 1)),
             "source_partition": policy.model.partition,
             "ancestors": dg.MetadataValue.json([f"{entry.label} {entry.digest}" for entry in policy.ancestors]),
         }
-        source = _source_run(context, experiment.key(policy.model.asset), iteration)
+        source = _source_run(context, experiment.key(policy.model.asset, iteration - 1), iteration)
         if source is not None:
             metadata["source_run"] = dg.MetadataValue.dagster_run(source)
         return dg.MaterializeResult(data_version=dg.DataVersion(policy.digest), metadata=metadata)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from lance_dagster.construction.review import exceeds, reaches
+from lance_dagster.construction.review import meets, reaches
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import PREFERENCE_SET, SFT_SET, row_id, table_of
@@ -21,7 +21,7 @@ SEED_ITERATION = -1  # the ``iteration`` of rows that no iteration wrote
 
 @dataclass(frozen=True)
 class Candidate:
-    """One response that can become chosen or rejected, with its reward (0..10)."""
+    """One response that can become chosen or rejected, with its reward (0..10; NaN for none)."""
 
     row_id: str
     response: str
@@ -33,7 +33,7 @@ class Candidate:
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Self:
-        return cls(row["row_id"], row["response"], row["score"])
+        return cls(row["row_id"], row["response"], nan if row["score"] is None else row["score"])
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,54 @@ class Pair:
     rejected: Candidate
 
 
-def preference_pairs(candidates: Sequence[Candidate], gap: float) -> list[Pair]:
-    """Pairs by reward, whoever wrote the text: a flawed response that outscores the original becomes the chosen one.
+@dataclass(frozen=True)
+class PairRule:
+    """Which candidates pair, from the switches of ``ConstructionSettings``."""
 
-    The lowest reward is always the rejected one (the first of equals); every candidate whose reward exceeds it by
-    more than ``gap`` is chosen once, best first.
+    gap: float
+    at_limit: Literal["reject", "accept"] = "reject"
+    direction: Literal["reward", "construction"] = "reward"
+    per_prompt: Literal["all", "best"] = "all"
+    rejected_ties: Literal["first", "last"] = "first"
+    original: bool = True
+
+    @classmethod
+    def of(cls, construction: ConstructionSettings) -> Self:
+        return cls(
+            construction.preference_gap,
+            construction.at_limit,
+            construction.pair_direction,
+            construction.pairs_per_prompt,
+            construction.rejected_ties,
+            construction.original_in_pairs,
+        )
+
+
+def preference_pairs(original: Candidate | None, others: Sequence[Candidate], rule: PairRule) -> list[Pair]:
+    """Pairs of the responses to one prompt, the widest apart first.
+
+    By reward, whoever wrote the text: the lowest reward is always the rejected one, and every candidate whose reward
+    exceeds it by more than the gap is chosen once, so that a flawed response can become the chosen one. By
+    construction: the original is chosen over every other one that it exceeds by more than the gap.
     """
-    if not candidates:
-        return []
-    rejected = min(candidates, key=lambda candidate: candidate.score)
-    better = [candidate for candidate in candidates if exceeds(candidate.score - rejected.score, gap)]
-    return [Pair(chosen, rejected) for chosen in sorted(better, key=lambda c: c.score, reverse=True)]
+    if rule.direction == "construction":
+        worse = [] if original is None else [c for c in others if _apart(original, c, rule)]
+        pairs = [Pair(original, c) for c in sorted(worse, key=lambda c: c.score) if original is not None]
+    else:
+        candidates = [*([original] if original is not None and rule.original else []), *others]
+        lowest = min((candidate.score for candidate in candidates), default=nan)
+        tied = [candidate for candidate in candidates if candidate.score == lowest]
+        rejected = tied[0 if rule.rejected_ties == "first" else -1] if tied else None
+        better = [] if rejected is None else [c for c in candidates if c is not rejected and _apart(c, rejected, rule)]
+        by_score = sorted(better, key=lambda c: c.score, reverse=True)
+        pairs = [Pair(chosen, rejected) for chosen in by_score if rejected is not None]
+    return pairs[:1] if rule.per_prompt == "best" else pairs
+
+
+def _apart(chosen: Candidate, rejected: Candidate, rule: PairRule) -> bool:
+    """Equal rewards are no preference, whatever the limit."""
+    difference = chosen.score - rejected.score
+    return difference > 0 and meets(difference, rule.gap, rule.at_limit)
 
 
 def sft_set(
@@ -148,7 +185,7 @@ def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, e
     elif settings.construction.acceptance == "all":
         new = _unrewarded_pairs(ledger)
     else:
-        new = _flawed_pairs(ledger, reviewed, settings.construction.preference_gap)
+        new = _flawed_pairs(ledger, reviewed, settings.construction)
     for seed_id, prompt, pair in new:
         parents = [pair.chosen.row_id, pair.rejected.row_id]
         rows.append(
@@ -172,7 +209,7 @@ def preference_set(context: StepContext, ledger: pa.Table, reviewed: pa.Table, e
 PromptedPair = tuple[str, str, Pair]  # seed id, prompt, the two responses
 
 
-def _flawed_pairs(ledger: pa.Table, reviewed: pa.Table, gap: float) -> list[PromptedPair]:
+def _flawed_pairs(ledger: pa.Table, reviewed: pa.Table, construction: ConstructionSettings) -> list[PromptedPair]:
     """The paper's pairs: a seed's response and the flawed ones, in the order of their rewards."""
     seeds = {row["seed_id"]: row for row in reviewed.to_pylist()}
     groups: dict[str, list[Candidate]] = defaultdict(list)
@@ -183,7 +220,7 @@ def _flawed_pairs(ledger: pa.Table, reviewed: pa.Table, gap: float) -> list[Prom
     return [
         (seed_id, seeds[seed_id]["instruction"], pair)
         for seed_id, flawed in groups.items()
-        for pair in preference_pairs([Candidate.of_seed(seeds[seed_id]), *flawed], gap)
+        for pair in preference_pairs(Candidate.of_seed(seeds[seed_id]), flawed, PairRule.of(construction))
     ]
 
 
@@ -193,10 +230,7 @@ def _unrewarded_pairs(ledger: pa.Table) -> list[PromptedPair]:
     for row in ledger.to_pylist():
         if row["kept"] and row["kind"] == "flawed_response":
             chosen = Candidate(row["seed_id"], row["original_response"], row["original_score"])
-            score = nan if row["score"] is None else row["score"]
-            pairs.append(
-                (row["seed_id"], row["instruction"], Pair(chosen, replace(Candidate.of_row(row), score=score)))
-            )
+            pairs.append((row["seed_id"], row["instruction"], Pair(chosen, Candidate.of_row(row))))
     return pairs
 
 
@@ -206,6 +240,7 @@ def _own_response_pairs(ledger: pa.Table, construction: ConstructionSettings) ->
     Rows below the acceptance score may be the rejected side: they are dropped from D^s, not from D^p. Where rewards
     do not count (``acceptance: all``) the first response is preferred to the last, an order that says nothing.
     """
+    rule = replace(PairRule.of(construction), direction="reward", per_prompt="best")
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for row in ledger.to_pylist():
         if row["kind"] == "response" and row["stage"] == "acceptance":
@@ -215,7 +250,7 @@ def _own_response_pairs(ledger: pa.Table, construction: ConstructionSettings) ->
     return [
         (seed_id, instruction, pair)
         for (seed_id, instruction), responses in groups.items()
-        for pair in preference_pairs(responses, construction.preference_gap)[:1]
+        for pair in preference_pairs(None, [c for c in responses if not isnan(c.score)], rule)
     ]
 
 

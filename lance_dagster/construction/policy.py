@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import pyarrow as pa
+from upath import UPath
 
 from lance_dagster.construction.assemble import grown_seed
 from lance_dagster.errors import ArtifactError
@@ -22,6 +23,8 @@ from lance_dagster.storage.tables import read_table, table_digest
 
 # Tables that the next iteration builds on.
 CARRIED_TABLES = ("reviewed_seed", "sft_set", "preference_set")
+# Tables that some settings make beside an asset, which is named here; carried where they are.
+OPTIONAL_TABLES = {"rouge_index": "candidate_ledger"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,11 @@ class PolicyModel:
         if self.iteration == 0:
             return None
         if name not in self.tables:
+            maker = OPTIONAL_TABLES.get(name)
+            before = f"{maker}[{iteration_key(self.iteration - 1)}] under these settings, then " if maker else ""
             raise ArtifactError(
                 f"{store.experiment}/policy_model[{iteration_key(self.iteration)}] names no table {name!r} of the "
-                "iteration before; re-materialise it"
+                f"iteration before; re-materialise {before}it"
             )
         return read_table(store.table(name, iteration_key(self.iteration - 1)), self.tables[name])
 
@@ -115,17 +120,19 @@ def build_policy(store: ExperimentStore, iteration: int) -> PolicyModel:
             ancestors=[Ancestor("base", "base_checkpoint", UNPARTITIONED, base.digest)],
         )
     before = iteration_key(iteration - 1)
+    owner = store.owner("dpo_checkpoint", before).experiment
     mend = (
-        f"Run iteration {before} of experiment {store.experiment} first: in the web UI, or "
-        f"`dg launch --job {store.experiment}_one_iteration --partition {before}`."
+        f"Run iteration {before} of experiment {owner} first: in the web UI, or "
+        f"`dg launch --job {owner}_one_iteration --partition {before}`."
     )
     checkpoint = _complete_checkpoint(store, "dpo_checkpoint", before, mend)
     tables = {}
     for name in CARRIED_TABLES:
         path = store.table(name, before)
         if not path.exists():
-            raise ArtifactError(f"{store.experiment}/{name}[{before}] is missing. {mend}")
+            raise ArtifactError(f"{_label(store, name, before)} is missing. {mend}")
         tables[name] = table_digest(read_table(path))
+    tables |= {name: table_digest(read_table(path)) for name, path in _optional_tables(store, before)}
     _refuse_half_made(store, before, checkpoint, tables, mend)
     previous = PolicyModel.load(store, iteration - 1)
     return PolicyModel(
@@ -188,9 +195,17 @@ def open_ancestor(store: ExperimentStore, ancestor: Ancestor) -> CheckpointManif
 def promotion_digest(store: ExperimentStore, iteration: int) -> str:
     """What iteration t hands to t + 1, in one digest: the DPO checkpoint and the tables that are carried over."""
     key = iteration_key(iteration)
-    tables = [table_digest(read_table(store.table(name, key))) for name in CARRIED_TABLES]
+    paths = [*(store.table(name, key) for name in CARRIED_TABLES), *(path for _, path in _optional_tables(store, key))]
+    tables = [table_digest(read_table(path)) for path in paths]
     return json_digest([store.checkpoint("dpo_checkpoint", key).digest, *tables])
 
 
+def _optional_tables(store: ExperimentStore, partition: str) -> list[tuple[str, UPath]]:
+    paths = [(name, store.table(name, partition)) for name in OPTIONAL_TABLES]
+    return [(name, path) for name, path in paths if path.exists()]
+
+
 def _label(store: ExperimentStore, asset: str, partition: str) -> str:
-    return f"{store.experiment}/{asset}" + ("" if partition == UNPARTITIONED else f"[{partition}]")
+    return f"{store.owner(asset, partition).experiment}/{asset}" + (
+        "" if partition == UNPARTITIONED else f"[{partition}]"
+    )

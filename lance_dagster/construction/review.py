@@ -19,15 +19,20 @@ _ROUNDING = 1e-9  # scores are means: 25/3 is 2 above 19/3, but as floats a litt
 
 @dataclass(frozen=True)
 class Reward:
-    """The reviews of one pair. A review that does not parse, or was cut off, has the score None: never 0."""
+    """The reviews of one pair. A review that does not parse, or was cut off, has the score None: never 0.
+
+    With fewer than ``needed`` that parse the pair has no score.
+    """
 
     scores: list[float | None]
     rationales: list[str]
     finish_reasons: list[str]
+    needed: int = 1
 
     @property
     def score(self) -> float | None:
-        return mean_score(self.scores)
+        parsed = sum(score is not None for score in self.scores)
+        return mean_score(self.scores) if parsed >= self.needed else None
 
     def columns(self) -> dict[str, Any]:
         """The reward columns of REVIEWED_SEED and CANDIDATE_LEDGER."""
@@ -58,6 +63,7 @@ def review_pairs(context: StepContext, ids: Sequence[str], pairs: Sequence[tuple
                 [parse_score(c.text) if done else None for c, done in zip(own, whole, strict=True)],
                 [parse_rationale(c.text) for c in own],
                 [c.finish_reason for c in own],
+                construction.reviews_needed,
             )
         )
     return rewards
@@ -75,6 +81,11 @@ def branch_of(score: float | None, construction: ConstructionSettings) -> Branch
 def exceeds(score: float, limit: float) -> bool:
     """``score > limit``, the rounding of means aside."""
     return score - limit > _ROUNDING
+
+
+def meets(score: float, limit: float, at_limit: Literal["reject", "accept"]) -> bool:
+    """Whether a score is enough, where one that equals the limit is or is not."""
+    return exceeds(score, limit) if at_limit == "reject" else reaches(score, limit)
 
 
 def reaches(score: float, limit: float) -> bool:

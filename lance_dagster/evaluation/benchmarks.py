@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from lance_dagster.construction.filters.contamination import EvaluationText
 from lance_dagster.errors import EvaluationError
 from lance_dagster.imports import heavy_imports
 from lance_dagster.records import EVAL_ITEMS, EVAL_SCORES, row_id, table_of
@@ -80,28 +81,61 @@ def evaluate_checkpoint(
     return Evaluation(table_of(rows, EVAL_SCORES), table_of(items, EVAL_ITEMS))
 
 
-def evaluation_questions(settings: EvaluationSettings, include_path: str | None) -> list[str]:
-    """What the evaluation tasks ask, from ``question_fields`` of their documents (each a text or a list of texts).
+def evaluation_texts(settings: EvaluationSettings, include_path: str | None) -> list[EvaluationText]:
+    """What the evaluation tasks ask and answer, document by document.
 
-    Tasks name their fields differently: a document needs one of them, and all that it has are taken.
+    Questions are ``question_fields`` of the documents (each a text or a list of texts; a document needs one of them,
+    and all that it has are taken). Without that setting they are the text fields that the task's prompt shows, or the
+    longest where it shows none. Answers are the task's targets and choices. Raises EvaluationError where a document
+    has no question.
     """
-    if not settings.question_fields:
-        return []
     with _QuietHarness():
         loaded = _task_manager(settings, include_path).load(list(settings.tasks))
-    questions: list[str] = []
+    texts: list[EvaluationText] = []
     for name, task in _leaf_tasks(loaded):
-        for document in task.eval_docs:
-            fields = [field for field in settings.question_fields if field in document]
-            if not fields:
-                raise EvaluationError(
-                    f"evaluation.question_fields: documents of task {name!r} have none of the fields "
-                    f"{', '.join(settings.question_fields)}; they have {', '.join(document)}"
-                )
-            for field in fields:
-                value = document[field]
-                questions += [value] if isinstance(value, str) else list(value)
-    return questions
+        for position, document in enumerate(task.eval_docs):
+            questions = _question_fields(name, task, document, settings.question_fields)
+            texts += [EvaluationText(name, position, field, text) for field, text in questions]
+            texts += [EvaluationText(name, position, "answer", text, True) for text in _answers(task, document)]
+    return texts
+
+
+def _question_fields(name: str, task: Any, document: dict[str, Any], wanted: Sequence[str]) -> list[tuple[str, str]]:
+    if wanted:
+        fields = [field for field in wanted if field in document]
+        if not fields:
+            raise EvaluationError(
+                f"evaluation.question_fields: documents of task {name!r} have none of the fields {', '.join(wanted)}; "
+                f"they have {', '.join(document)}"
+            )
+        return [(field, text) for field in fields for text in _texts(document[field])]
+    found = [(field, value) for field, value in document.items() if isinstance(value, str) and value.strip()]
+    prompt = task.doc_to_text(document)
+    shown = [(field, text) for field, text in found if isinstance(prompt, str) and text.strip() in prompt]
+    asked = [(field, text) for field, text in shown if len(text.split()) > 1] or shown
+    if not asked and found:
+        asked = [max(found, key=lambda entry: len(entry[1]))]
+    if not asked:
+        raise EvaluationError(
+            f"task {name!r}: none of the fields {', '.join(document)} is a text that could be its question, so nothing "
+            "can be compared with it. Name the fields in evaluation.question_fields, or set "
+            "construction.filters.contamination to 'off'."
+        )
+    return asked
+
+
+def _texts(value: Any) -> list[str]:
+    """A text, or the texts of a list."""
+    entries = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return [entry for entry in entries if isinstance(entry, str)]
+
+
+def _answers(task: Any, document: dict[str, Any]) -> list[str]:
+    """The target, and where a task has choices, all of them."""
+    answers = _texts(task.doc_to_target(document))
+    if task.config.doc_to_choice is not None:
+        answers += _texts(task.doc_to_choice(document))
+    return answers
 
 
 def _leaf_tasks(loaded: Any) -> Iterable[tuple[str, Any]]:

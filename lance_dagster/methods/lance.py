@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from lance_dagster.construction import assemble
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.construction.generate import flawed_responses, new_instructions
-from lance_dagster.construction.ledger import build_ledger
+from lance_dagster.construction.ledger import Ledger, build_ledger
 from lance_dagster.construction.policy import PolicyModel
 from lance_dagster.construction.review import review_seed
 from lance_dagster.construction.steps import StepContext
@@ -36,12 +36,16 @@ class Lance:
     def candidate_ledger(
         self,
         context: StepContext,
+        policy: PolicyModel,
+        store: ExperimentStore,
         instruction_candidates: pa.Table,
         preference_candidates: pa.Table,
         reviewed: pa.Table,
-        questions: EvaluationQuestions,
-    ) -> pa.Table:
-        return build_ledger(context, instruction_candidates, preference_candidates, reviewed, questions)
+        evaluation: EvaluationIndex,
+    ) -> Ledger:
+        everything = context.settings.construction.filters.rouge_scope == "all"
+        earlier = policy.earlier_table(store, "rouge_index") if everything else None
+        return build_ledger(context, instruction_candidates, preference_candidates, reviewed, evaluation, earlier)
 
     def sft_set(
         self,

@@ -6,7 +6,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex
+from lance_dagster.construction.ledger import Ledger
 from lance_dagster.construction.policy import PolicyModel
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.storage.experiment_store import ExperimentStore
@@ -15,7 +16,7 @@ from lance_dagster.storage.experiment_store import ExperimentStore
 class Method(Protocol):
     """The construction steps of one iteration, in the order in which the assets run them.
 
-    Each returns the Arrow table of the asset of the same name; schemas are in records.py.
+    Each returns the Arrow table of the asset of the same name (the ledger with more); schemas are in records.py.
     """
 
     def reviewed_seed(
@@ -29,11 +30,13 @@ class Method(Protocol):
     def candidate_ledger(
         self,
         context: StepContext,
+        policy: PolicyModel,
+        store: ExperimentStore,
         instruction_candidates: pa.Table,
         preference_candidates: pa.Table,
         reviewed: pa.Table,
-        questions: EvaluationQuestions,
-    ) -> pa.Table: ...
+        evaluation: EvaluationIndex,
+    ) -> Ledger: ...
 
     def sft_set(
         self,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex
+from lance_dagster.construction.ledger import Ledger
 from lance_dagster.construction.policy import PolicyModel
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.methods.lance import Lance
-from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, PREFERENCE_SET
+from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, CONTAMINATION_HITS, PREFERENCE_SET
 from lance_dagster.storage.experiment_store import ExperimentStore
 
 
@@ -36,12 +37,14 @@ class Replay:
     def candidate_ledger(
         self,
         context: StepContext,
+        policy: PolicyModel,
+        store: ExperimentStore,
         instruction_candidates: pa.Table,
         preference_candidates: pa.Table,
         reviewed: pa.Table,
-        questions: EvaluationQuestions,
-    ) -> pa.Table:
-        return CANDIDATE_LEDGER.empty_table()
+        evaluation: EvaluationIndex,
+    ) -> Ledger:
+        return Ledger(CANDIDATE_LEDGER.empty_table(), CONTAMINATION_HITS.empty_table(), 0)
 
     def sft_set(
         self,

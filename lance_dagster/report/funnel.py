@@ -61,7 +61,6 @@ def build_funnel(
     parsed = len(reviews) - reviews.null_count
     branches = Counter(reviewed_seed["branch"].to_pylist())
     _refuse_unknown(iteration, "branch", branches.keys() - set(BRANCHES))
-    _refuse_unknown(iteration, "kind", set(ledger["kind"].unique().to_pylist()) - set(KINDS))
     kept_responses = ledger.filter(pc.and_(pc.equal(ledger["kind"], "response"), ledger["kept"]))
     return Funnel(
         iteration=iteration,
@@ -71,13 +70,19 @@ def build_funnel(
         reviews_parsed_share=parsed / len(reviews) if len(reviews) else None,
         branches=tuple(Count(branch, branches[branch]) for branch in BRANCHES),
         mean_seed_score=pc.mean(reviewed_seed["score"]).as_py(),
-        kinds=tuple(_kind_funnel(iteration, kind, ledger) for kind in KINDS),
+        kinds=kind_funnels(iteration, ledger),
         mean_kept_reward=pc.mean(kept_responses["score"]).as_py(),
         sft_rows_new=_new(sft_set, iteration),
         sft_rows=sft_set.num_rows,
         pairs_new=_new(preference_set, iteration),
         pairs=preference_set.num_rows,
     )
+
+
+def kind_funnels(iteration: int, ledger: pa.Table) -> tuple[KindFunnel, ...]:
+    """Count the rows of a ledger by kind and fate. Raises ValueError where the numbers do not add up."""
+    _refuse_unknown(iteration, "kind", set(ledger["kind"].unique().to_pylist()) - set(KINDS))
+    return tuple(_kind_funnel(iteration, kind, ledger) for kind in KINDS)
 
 
 def _kind_funnel(iteration: int, kind: str, ledger: pa.Table) -> KindFunnel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,8 +19,12 @@ from lance_dagster.storage.tables import read_table
 _TABLES = ("reviewed_seed", "candidate_ledger", "sft_set", "preference_set", "eval_scores", "drift")
 
 
-def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet) -> Summary:
+def gather(
+    store: ExperimentStore, settings: EvolutionSettings, prompts: PromptSet, remarks: Sequence[str] = ()
+) -> Summary:
     """The summary over the baseline scores and all complete iterations, oldest first.
+
+    ``remarks`` say what else is out of date.
 
     An iteration whose scores are of other checkpoints than those that are there now is left out, and the summary says
     so. Raises ArtifactError while there are no baseline scores, or only those of other models.
@@ -44,7 +50,7 @@ def gather(store: ExperimentStore, settings: EvolutionSettings, prompts: PromptS
     notes = _notes(settings, prompts)
     currency = settings.engine.price.currency
     costs = [iteration_cost(store, tables.iteration, tables.candidate_ledger, currency) for tables in complete]
-    return build_summary(store.experiment, settings.method, baseline, complete, notes, out_of_date, costs)
+    return build_summary(store.experiment, settings.method, baseline, complete, notes, [*out_of_date, *remarks], costs)
 
 
 def _stale_baseline(store: ExperimentStore, baseline: pa.Table) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_dagster.report.funnel import KindFunnel
+from lance_dagster.report.funnel import KindFunnel, kind_funnels
 from lance_dagster.report.scores import ScoreRow
 from lance_dagster.report.summary import Summary
 
@@ -70,12 +70,22 @@ def learning_curve(summary: Summary) -> bytes:
 
 def funnel(summary: Summary) -> bytes:
     """Responses and flawed responses of each iteration: kept, and dropped by reason."""
-    bars: list[tuple[str, KindFunnel]] = [
-        (f"{each.iteration:03d}  {kind.kind.replace('_', ' ')}", kind)
-        for each in summary.funnels
-        for kind in each.kinds
-        if kind.kind != "instruction"
-    ]
+    return _fates(
+        [
+            (f"{each.iteration:03d}  {kind.kind.replace('_', ' ')}", kind)
+            for each in summary.funnels
+            for kind in each.kinds
+            if kind.kind != "instruction"
+        ]
+    )
+
+
+def ledger_funnel(iteration: int, ledger: pa.Table) -> bytes:
+    """One candidate ledger: the rows of each kind, kept, and dropped by reason."""
+    return _fates([(kind.kind.replace("_", " "), kind) for kind in kind_funnels(iteration, ledger)])
+
+
+def _fates(bars: list[tuple[str, KindFunnel]]) -> bytes:
     reasons = list(dict.fromkeys(count.name for _, kind in bars for count in kind.dropped))
     figure, axes = _canvas(height=max(5.0, 0.34 * len(bars) + 1.6))
     kept = [kind.kept for _, kind in bars]

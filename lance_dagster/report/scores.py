@@ -111,7 +111,7 @@ def label(stage: str, iteration: int) -> str:
 
 
 def _row(own: _Measured, base: _Measured, initial: _Measured, floor: float) -> ScoreRow:
-    against_initial = _change(own, initial, floor)
+    against_initial = compare(own, initial, floor)
     return ScoreRow(
         stage=own.stage,
         iteration=own.iteration,
@@ -121,7 +121,7 @@ def _row(own: _Measured, base: _Measured, initial: _Measured, floor: float) -> S
         mean=own.mean,
         stderr=own.stderr,
         documents=sum(score.documents for score in own.tasks),
-        against_base=_change(own, base, floor),
+        against_base=compare(own, base, floor),
         against_initial=against_initial,
         beyond_noise=None if own.stage == "base" else against_initial.beyond_noise,
         subscores=own.subscores,
@@ -129,7 +129,8 @@ def _row(own: _Measured, base: _Measured, initial: _Measured, floor: float) -> S
     )
 
 
-def _change(own: _Measured, other: _Measured, floor: float) -> Change:
+def compare(own: _Measured | ScoreRow, other: _Measured | ScoreRow, floor: float) -> Change:
+    """What ``own`` scores more than ``other``; a change within the noise floor is not beyond noise."""
     if own is other:
         return Change(0.0, 0.0, False)
     value = own.mean - other.mean

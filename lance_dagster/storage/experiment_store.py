@@ -17,6 +17,8 @@ from lance_dagster.storage.checkpoints import CheckpointManifest, manifest_path,
 
 UNPARTITIONED = "current"  # stands in for the iteration in the paths of assets that have none
 _PACKAGE = "package://"
+# What an experiment makes once, before its first iteration; its branches share it.
+SHARED_ASSETS = ("seed_instructions", "seed_reviews", "base_checkpoint", "initial_checkpoint", "baseline_scores")
 
 
 def iteration_key(iteration: int) -> str:
@@ -45,10 +47,26 @@ def resolve_path(path: str, root: Path) -> str:
 
 @dataclass(frozen=True)
 class ExperimentStore:
-    """Paths of one experiment's artifacts under a store (a folder or an fsspec URL)."""
+    """Paths of one experiment's artifacts under a store (a folder or an fsspec URL).
+
+    A branch of another experiment reads what it shares from there: everything that has no iteration, the report aside,
+    and the iterations before ``first``. Nothing is copied.
+    """
 
     base: UPath
     experiment: str
+    parent: ExperimentStore | None = None
+    first: int = 0
+
+    def owner(self, asset: str, partition: str | None = None) -> ExperimentStore:
+        """The store that an artifact lies in."""
+        if self.parent is None:
+            return self
+        if partition in (None, UNPARTITIONED):
+            shared = asset in SHARED_ASSETS or asset.removesuffix("_quarantine") in SHARED_ASSETS
+        else:
+            shared = int(str(partition)) < self.first
+        return self.parent.owner(asset, partition) if shared else self
 
     @property
     def folder(self) -> UPath:
@@ -72,14 +90,15 @@ class ExperimentStore:
 
     def table(self, asset: str, partition: str | None = None) -> UPath:
         """The Parquet file of an asset; the IO manager uses the same paths."""
-        if partition is None:
-            return self.folder / f"{asset}.parquet"
-        return self.folder / asset / f"{partition}.parquet"
+        folder = self.owner(asset, partition).folder
+        return folder / f"{asset}.parquet" if partition is None else folder / asset / f"{partition}.parquet"
 
     def manifest(self, asset: str, partition: str = UNPARTITIONED) -> UPath:
-        return manifest_path(self.asset_folder(asset), partition)
+        return manifest_path(self.owner(asset, partition).asset_folder(asset), partition)
 
     def checkpoint(self, asset: str, partition: str = UNPARTITIONED) -> CheckpointManifest:
         """The manifest of a checkpoint asset; ArtifactError if it was not materialised."""
-        label = f"{self.experiment}/{asset}" + ("" if partition == UNPARTITIONED else f"[{partition}]")
+        label = f"{self.owner(asset, partition).experiment}/{asset}" + (
+            "" if partition == UNPARTITIONED else f"[{partition}]"
+        )
         return read_manifest(self.manifest(asset, partition), label)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lance_dagster.errors import ArtifactError, SettingsError
-from lance_dagster.imports import heavy_imports
+from lance_dagster.imports import heavy_imports, models_follow
 from lance_dagster.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def load_model(folder: Path, settings: ModelSettings) -> Any:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
+    models_follow()
     logging.disable_progress_bar()  # one bar per weight shard is noise in a run's log
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -48,6 +48,7 @@ def train_dpo(
         from trl import DPOConfig, DPOTrainer
 
     disable_progress_bars()
+    called = time.monotonic()
     tokenizer = load_tokenizer(start)
     records = [
         {"prompt": prompt_messages(row["system"], row["prompt"]), "chosen": row["chosen"], "rejected": row["rejected"]}
@@ -110,6 +111,7 @@ def train_dpo(
         steps=state.global_step,
         tokens=int(state.num_input_tokens_seen),
         seconds=seconds,
+        prepare_seconds=started - called,
         curve=curve,
         gates={**measured, "first_loss": curve[0]["loss"]},
         weights_changed=changed,

@@ -25,6 +25,7 @@ from lance_dagster.storage.checkpoints import staging_folder
 from lance_dagster.storage.tables import read_table, write_table
 from lance_dagster.training.stage import Log, TrainingResult
 
+_PROGRESS = "lance: "  # begins the lines of the processes that are for the log of the run
 _LAST_LINES = 15  # of the output of processes that failed, shown in the error
 
 
@@ -96,9 +97,6 @@ def _launch(config: str, folder: Path, log: Log) -> list[str]:
             process.terminate()  # accelerate ends its workers
             process.wait()
     return list(last)
-
-
-_PROGRESS = "lance: "  # begins the lines that are for the log of the run
 
 
 def _plain(stage: Stage) -> dict[str, object]:

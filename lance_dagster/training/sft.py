@@ -49,6 +49,7 @@ def train_sft(
         from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
+    called = time.monotonic()
     tokenizer = load_tokenizer(start)
     records = [
         {"prompt": prompt_messages(row["system"], row["prompt"]), "response": row["response"]}
@@ -88,6 +89,7 @@ def train_sft(
         steps=state.global_step,
         tokens=int(state.num_input_tokens_seen),
         seconds=seconds,
+        prepare_seconds=started - called,
         curve=curve_of(state.log_history, ["loss", "learning_rate", "grad_norm", "mean_token_accuracy"]),
         gates=measured,
         weights_changed=changed,

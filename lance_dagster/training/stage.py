@@ -26,7 +26,9 @@ _SECONDS_BETWEEN_LINES = 5.0
 class TrainingResult:
     """What one stage did. ``curve`` has a point per logged step: step, loss, learning_rate and, for DPO, rewards.
 
-    ``weights_changed`` is the share of weights that differ from the start, in the type that they are saved in.
+    ``seconds`` are those of the steps, ``prepare_seconds`` those before the first one: loading the model, tokenising,
+    log-probabilities of DPO's reference. ``weights_changed`` is the share of weights that differ from the start, in the
+    type that they are saved in.
     """
 
     rows: int
@@ -34,6 +36,7 @@ class TrainingResult:
     steps: int
     tokens: int
     seconds: float
+    prepare_seconds: float
     curve: list[dict[str, float]]
     gates: dict[str, float]
     weights_changed: float
@@ -48,6 +51,7 @@ class TrainingResult:
             "steps": self.steps,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
+            "prepare_seconds": round(self.prepare_seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
             "weights_changed": self.weights_changed,
             "loss/first": losses[0],

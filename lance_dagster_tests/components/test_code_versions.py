@@ -10,8 +10,9 @@ import dagster as dg
 import pytest
 
 from lance_dagster.components.construction_assets import construction_assets
-from lance_dagster.components.evaluation_assets import evaluation_assets
+from lance_dagster.components.evaluation_assets import evaluation_assets, evolution_report_asset
 from lance_dagster.components.experiment import Experiment
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.components.training_assets import training_assets
 from lance_dagster.settings import parse_settings
 from lance_dagster_tests.tiny import REPOSITORY, tiny_settings
@@ -30,7 +31,8 @@ def versions(settings: Mapping[str, Any], root: Path) -> dict[str, str | None]:
     """Code version by asset."""
     experiment = Experiment("tiny", parse_settings(dict(settings)), root)
     made = [asset for asset in training_assets(experiment) if isinstance(asset, dg.AssetsDefinition)]
-    assets = [*construction_assets(experiment), *made, *evaluation_assets(experiment)]
+    report = evolution_report_asset(experiment, Wiring.of([], {}))
+    assets = [*construction_assets(experiment), *made, *evaluation_assets(experiment), report]
     return {spec.key.path[-1]: spec.code_version for asset in assets for spec in asset.specs}
 
 
@@ -52,6 +54,7 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
     [
         ("seed.instructions", "other.jsonl", {"seed_instructions", *REPORT}),
         ("seed.max_words", 99, SEEDS),
+        ("seed.control_tokens", ["</s>"], {"candidate_ledger", *SEEDS}),
         ("seed.growth", "merge", {"reviewed_seed", *REPORT}),
         ("seed.max_rows", 50, {"reviewed_seed"}),
         ("model.threads", 1, set()),
@@ -71,6 +74,8 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("construction.responses_per_instruction", 1, {"instruction_candidates"}),
         ("construction.samples", 3, {"instruction_candidates", "preference_candidates", *REPORT}),
         ("construction.filters.rouge_threshold", 0.5, {"candidate_ledger"}),
+        ("construction.filters.contamination", "flag", {"candidate_ledger", *SEEDS}),
+        ("construction.pairs_per_prompt", "best", {"candidate_ledger", "preference_set"}),
         ("construction.accept_above", 7.0, {"candidate_ledger", *REPORT}),
         ("construction.preference_gap", 1.0, {"candidate_ledger", "preference_set", *REPORT}),
         ("construction.seed", 1, GENERATING),
@@ -90,8 +95,8 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
         ("training.dpo.min_weights_changed", 0.5, set()),
         ("training.accelerate_config", "accelerate.yaml", set()),
         ("prompts.system_in_preferences", False, {"preference_set"}),
-        ("evaluation.tasks", ["mini_test"], {"candidate_ledger", *SCORING}),
-        ("evaluation.question_fields", ["instruction"], {"candidate_ledger"}),
+        ("evaluation.tasks", ["mini_test"], {"candidate_ledger", *SEEDS, *SCORING}),
+        ("evaluation.question_fields", ["instruction"], {"candidate_ledger", *SEEDS}),
         ("evaluation.limit", 30, SCORING),
         ("evaluation.batch_size", 8, set()),
         ("evaluation.drift_rows", 8, {"drift"}),

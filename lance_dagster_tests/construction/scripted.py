@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 from upath import UPath
 
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex, EvaluationText
 from lance_dagster.construction.generate import flawed_responses, new_instructions
-from lance_dagster.construction.ledger import build_ledger
+from lance_dagster.construction.ledger import Ledger, build_ledger
 from lance_dagster.construction.review import review_seed
 from lance_dagster.construction.steps import StepContext
 from lance_dagster.engines.batch import BatchRunner
@@ -133,11 +133,22 @@ class Bench:
         return list(self.tables(*seeds, questions=questions)[1].to_pylist())
 
     def tables(self, *seeds: Row, questions: Iterable[str] = ()) -> tuple[pa.Table, pa.Table]:
-        """The reviewed seed and the ledger."""
+        """The reviewed seed and the rows of the ledger."""
+        reviewed, made = self.made(*seeds, questions=questions)
+        return reviewed, made.rows
+
+    def made(
+        self, *seeds: Row, questions: Iterable[str] = (), earlier: pa.Table | None = None
+    ) -> tuple[pa.Table, Ledger]:
+        """The reviewed seed, and the ledger with what it found."""
         reviewed = self.review(*seeds)
-        return reviewed, build_ledger(
-            self.context, *self.candidates(reviewed), reviewed, EvaluationQuestions(questions)
-        )
+        evaluation = evaluation_of(questions, self.context.settings.construction.filters.contamination_words)
+        return reviewed, build_ledger(self.context, *self.candidates(reviewed), reviewed, evaluation, earlier)
+
+
+def evaluation_of(questions: Iterable[str], words: int = 13) -> EvaluationIndex:
+    """An index over these questions, each a document of the task "exam"."""
+    return EvaluationIndex((EvaluationText("exam", i, "question", text) for i, text in enumerate(questions)), words)
 
 
 def bench(

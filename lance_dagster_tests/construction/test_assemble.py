@@ -8,6 +8,7 @@ import pytest
 
 from lance_dagster.construction.assemble import (
     Candidate,
+    PairRule,
     grown_seed,
     initial_set,
     preference_pairs,
@@ -82,7 +83,10 @@ def candidates(*scores: float) -> list[Candidate]:
 
 
 def paired(*scores: float, gap: float = 2.0) -> list[tuple[str, str]]:
-    return [(pair.chosen.row_id, pair.rejected.row_id) for pair in preference_pairs(candidates(*scores), gap)]
+    return [
+        (pair.chosen.row_id, pair.rejected.row_id)
+        for pair in preference_pairs(None, candidates(*scores), PairRule(gap))
+    ]
 
 
 def test_the_lowest_is_always_rejected_and_all_that_exceed_it_by_the_gap_are_chosen_best_first() -> None:
@@ -111,11 +115,86 @@ def test_in_every_pair_the_chosen_reward_is_higher_whatever_the_scores() -> None
     for _ in range(300):
         group = candidates(*(rng.randrange(31) / 3 for _ in range(rng.randrange(1, 7))))
         gap = rng.choice([0.0, 0.5, 2.0])
-        pairs = preference_pairs(group, gap)
+        pairs = preference_pairs(None, group, PairRule(gap))
         assert len({pair.rejected for pair in pairs}) <= 1
         assert len({pair.chosen for pair in pairs}) == len(pairs) < len(group)
         assert all(pair.rejected.score == min(c.score for c in group) for pair in pairs)
         assert all(round(3 * (pair.chosen.score - pair.rejected.score)) > 3 * gap for pair in pairs)
+
+
+ORIGINAL = Candidate("original", "text", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "scores", "expected"),
+    [
+        (PairRule(2.0), (9.5, 4.0), [("a", "b"), ("original", "b")]),
+        (PairRule(2.0, per_prompt="best"), (9.5, 4.0), [("a", "b")]),
+        (PairRule(2.0, original=False), (9.5, 4.0), [("a", "b")]),
+        (PairRule(2.0, direction="construction"), (9.5, 4.0, 1.0), [("original", "c"), ("original", "b")]),
+        (PairRule(2.0, direction="construction", per_prompt="best"), (4.0, 1.0), [("original", "b")]),
+        (PairRule(2.0), (5.0,), []),
+        (PairRule(2.0, at_limit="accept"), (5.0,), [("original", "a")]),
+        (PairRule(0.0, at_limit="accept"), (7.0,), []),
+        (PairRule(2.0), (4.0, 4.0), [("original", "a")]),
+        (PairRule(2.0, rejected_ties="last"), (4.0, 4.0), [("original", "b")]),
+        (PairRule(2.0), (), []),
+    ],
+)
+def test_the_switches_of_pairs(rule: PairRule, scores: tuple[float, ...], expected: list[tuple[str, str]]) -> None:
+    others = [Candidate(name, "text", score) for name, score in zip("abc", scores, strict=False)]
+    pairs = preference_pairs(ORIGINAL, others, rule)
+    assert [(pair.chosen.row_id, pair.rejected.row_id) for pair in pairs] == expected
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"original_in_pairs": False},
+        {"pair_direction": "construction"},
+        {"pairs_per_prompt": "best"},
+        {"rejected_ties": "last", "at_limit": "accept"},
+    ],
+)
+def test_with_any_switch_a_flawed_row_is_kept_if_and_only_if_it_is_in_a_pair(
+    tmp_path: Path, switches: dict[str, Any]
+) -> None:
+    worths = random.Random(3).choices(["0", "1", "3", "6", "7", "9", "10"], k=30)
+    made = bench(
+        tmp_path,
+        flawed=[f"Text {i}, worth {w}" for i, w in enumerate(worths)],
+        construction={"samples": 5, **switches},
+    )
+    reviewed, ledger = made.tables(*(seed(f"thing {i}", "8") for i in range(6)))
+    pairs = preference_set(made.context, ledger, reviewed, None)
+    parents = {parent for parents in texts(pairs, "parent_ids") for parent in parents}
+    assert {row["row_id"] for row in ledger.to_pylist() if row["kept"]} == parents - set(
+        reviewed["seed_id"].to_pylist()
+    )
+
+
+@pytest.mark.parametrize(("at_limit", "kept"), [("reject", [False, True]), ("accept", [True, True])])
+def test_a_reward_equal_to_the_acceptance_score_is_enough_if_so_set(
+    tmp_path: Path, at_limit: str, kept: list[bool]
+) -> None:
+    made = bench(
+        tmp_path,
+        responses=["It is, worth 8", "It is not, worth 9"],
+        construction={"at_limit": at_limit, "samples": 1, "responses_per_instruction": 2},
+    )
+    _, ledger = made.tables(LOW)
+    assert [row["kept"] for row in ledger.to_pylist() if row["kind"] == "response"] == kept
+
+
+def test_a_score_needs_as_many_reviews_as_the_settings_say(tmp_path: Path) -> None:
+    made = bench(
+        tmp_path,
+        responses=["One, worth 9|none|none", "Two, worth 9|9|none"],
+        construction={"reviews_needed": 2, "samples": 1, "responses_per_instruction": 2},
+    )
+    _, ledger = made.tables(LOW)
+    responses = [row for row in ledger.to_pylist() if row["kind"] == "response"]
+    assert [(row["score"], row["drop_reason"]) for row in responses] == [(None, "no_review"), (9.0, None)]
 
 
 # D^p

@@ -1,6 +1,11 @@
+import json
+import random
+
 import pytest
 
-from lance_dagster.construction.filters.contamination import EvaluationQuestions, normalise
+from lance_dagster.construction.filters.contamination import EvaluationIndex, EvaluationText, normalise
+from lance_dagster_tests.construction.scripted import evaluation_of
+from lance_dagster_tests.shared_data import shared_data
 
 
 @pytest.mark.parametrize(
@@ -22,7 +27,7 @@ from lance_dagster.construction.filters.contamination import EvaluationQuestions
     ],
 )
 def test_the_same_question_written_otherwise_is_found(asked: str, written: str) -> None:
-    assert written in EvaluationQuestions([asked])
+    assert evaluation_of([asked]).overlap(written) is not None
 
 
 @pytest.mark.parametrize(
@@ -42,17 +47,106 @@ def test_the_same_question_written_otherwise_is_found(asked: str, written: str) 
     ],
 )
 def test_another_question_is_not_taken_for_it(asked: str, written: str) -> None:
-    assert written not in EvaluationQuestions([asked])
+    assert evaluation_of([asked]).overlap(written) is None
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "?!"])
 def test_a_question_without_any_word_matches_nothing(blank: str) -> None:
-    questions = EvaluationQuestions([blank, "Name a river."])
+    questions = evaluation_of([blank, "Name a river."])
     assert len(questions) == 1
-    assert blank not in questions
+    assert questions.overlap(blank) is None
 
 
 def test_normalising_twice_changes_nothing() -> None:
     for code in range(0x3000):
         text = f"a{chr(code)}b {chr(code)}"
         assert normalise(normalise(text)) == normalise(text), hex(code)
+
+
+WORDS = tuple(
+    "natalia sold clips to 48 of her friends in april and then half as many in may".split()  # noqa: SIM905
+)
+
+
+def index(*texts: str, answers: tuple[str, ...] = (), words: int = 13) -> EvaluationIndex:
+    return EvaluationIndex(
+        [
+            *(EvaluationText("exam", i, "question", text) for i, text in enumerate(texts)),
+            *(EvaluationText("exam", i, "answer", text, True) for i, text in enumerate(answers)),
+        ],
+        words,
+    )
+
+
+def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not() -> None:
+    exam = index(" ".join(WORDS))
+    assert len(WORDS) == 17
+    found = exam.overlap("Listen: " + " ".join(WORDS[2:15]).upper() + "! And now?")
+    assert found is not None
+    assert (found.source.document, found.whole) == (0, False)
+    assert found.words == " ".join(WORDS[2:15])
+    assert exam.overlap("Listen: " + " ".join(WORDS[2:14]) + " and now something else entirely") is None
+
+
+def test_every_run_of_words_is_found_and_the_document_is_named() -> None:
+    rng = random.Random(0)
+    documents = [[f"w{rng.randrange(40)}" for _ in range(rng.randrange(3, 30))] for _ in range(60)]
+    exam = index(*(" ".join(document) for document in documents), words=5)
+    for _ in range(400):
+        text = [f"w{rng.randrange(45)}" for _ in range(rng.randrange(0, 12))]
+        if rng.random() < 0.5:
+            source = rng.choice(documents)
+            start = rng.randrange(len(source))
+            text[3:3] = source[start : start + rng.randrange(3, 8)]
+        runs = {tuple(text[i : i + 5]) for i in range(len(text) - 4)}
+        holders = [
+            i for i, d in enumerate(documents) if runs & {tuple(d[j : j + 5]) for j in range(len(d) - 4)} or d == text
+        ]
+        found = exam.overlap(" ".join(text))
+        assert (found is not None) == bool(holders)
+        assert found is None or found.source.document in holders
+
+
+def test_an_answer_counts_by_its_runs_of_words_only() -> None:
+    exam = index("Which letter?", answers=("B", " ".join(WORDS)))
+    assert exam.overlap("B") is None
+    assert exam.shared_run("B") is None
+    found = exam.shared_run(" ".join(WORDS[:13]))
+    assert found is not None
+    assert (found.source.answer, found.source.document) == (True, 1)
+
+
+def test_a_response_that_is_a_short_question_is_no_overlap() -> None:
+    assert index("Name a river.").shared_run("Name a river.") is None
+
+
+def test_unspaced_scripts_overlap_by_letters() -> None:
+    asked = "请写一篇关于中国最长的河流的短文并说明它的重要性"
+    found = index(asked).overlap("好的。" + asked[4:20] + "吗")
+    assert found is not None
+    assert index(asked).overlap(asked[4:14]) is None
+
+
+@pytest.mark.parametrize("text", ["", "x" * 1000, "\x00", "a\ud800b", "😀" * 50, "word " * 5000])
+def test_odd_texts_can_be_looked_up(text: str) -> None:
+    assert index(" ".join(WORDS)).overlap(text) is None
+    assert index().overlap(text) is None
+    assert not index()
+
+
+def test_gsm8k_test_questions_are_found_in_what_quotes_them() -> None:
+    tests = [json.loads(line)["question"] for line in shared_data("gsm8k_test.jsonl").read_text("utf-8").splitlines()]
+    exam = index(*tests)
+    assert len(exam) == len(tests) == 1319
+    for position, question in enumerate(tests[:200]):
+        quoted = exam.overlap(f"Solve this: {question.replace(',', ' ,').upper()} Think step by step.")
+        assert quoted is not None
+        assert quoted.source.document == position or tests[quoted.source.document] != question
+
+
+def test_hardly_any_gsm8k_training_question_overlaps_with_the_test_questions() -> None:
+    lines = {name: shared_data(f"gsm8k_{name}.jsonl").read_text("utf-8").splitlines() for name in ("train", "test")}
+    exam = index(*(json.loads(line)["question"] for line in lines["test"]))
+    found = [overlap for line in lines["train"] if (overlap := exam.overlap(json.loads(line)["question"]))]
+    assert 0 < len(found) < 0.01 * len(lines["train"]), "templates that both sets use, such as 'how much money does'"
+    assert all(len(overlap.words.split()) == 13 for overlap in found)

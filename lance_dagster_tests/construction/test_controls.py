@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lance_dagster.construction.assemble import preference_set, sft_set
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.methods.registry import method_named
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, PREFERENCE_SET, SEED_REVIEWS, table_of
 from lance_dagster_tests.construction.scripted import bench, seed
@@ -103,12 +103,21 @@ def test_replay_generates_nothing_and_trains_on_real_rows(tmp_path: Path) -> Non
     reviews = len(made.engine.requests)
     candidates = method.instruction_candidates(made.context, reviewed)
     flawed = method.preference_candidates(made.context, reviewed)
-    ledger = method.candidate_ledger(made.context, candidates, flawed, reviewed, EvaluationQuestions([]))
+    policy, store = object(), object()  # replay reads no earlier iteration's pairs
+    ledger, hits, _ = method.candidate_ledger(
+        made.context,
+        policy,
+        store,
+        candidates,
+        flawed,
+        reviewed,
+        EvaluationIndex(),  # type: ignore[arg-type]
+    )
     assert len(made.engine.requests) == reviews
     assert candidates.equals(CANDIDATES.empty_table())
     assert flawed.equals(CANDIDATES.empty_table())
     assert ledger.equals(CANDIDATE_LEDGER.empty_table())
-    policy, store = object(), object()  # replay reads no earlier iteration's pairs
+    assert hits.num_rows == 0
     pairs = method.preference_set(made.context, policy, store, ledger, reviewed)  # type: ignore[arg-type]
     assert pairs.equals(PREFERENCE_SET.empty_table())
     rows = sft_set(made.context, ledger, reviewed, NO_REVIEWS, None)

@@ -1,3 +1,4 @@
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,14 +8,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lance_dagster.construction import generate, ledger
+from lance_dagster.construction import acceptance, filter_stage, generate
 from lance_dagster.construction.filters import contamination, rules
-from lance_dagster.construction.filters.contamination import EvaluationQuestions
+from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.ledger import build_ledger, funnel
 from lance_dagster.engines.engine import Completion, failed
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, table_of
-from lance_dagster_tests.construction.scripted import PROMPT_SETS, Row, bench, cut, raw, seed, unlike
+from lance_dagster.storage.tables import table_digest
+from lance_dagster_tests.construction.scripted import PROMPT_SETS, Row, bench, cut, evaluation_of, raw, seed, unlike
+from lance_dagster_tests.tiny import REPOSITORY
 
 LOW, HIGH = seed("ice", "3"), seed("fire", "9")
 OPEN = {"rouge_threshold": 1.0}  # ROUGE-L keeps everything but exact repetitions
@@ -64,38 +67,69 @@ CASES = [
     Case(generate.NO_ANSWER, (FLAWED, "generated"), flawed=[raw("no marker")], prompts="lance_v1"),
     Case(
         rules.TOO_SHORT_INSTRUCTION,
-        (INSTRUCTION, "length"),
+        (INSTRUCTION, "text"),
         instructions=["Go on"],
         construction=filters(instruction_words=[3, 60]),
     ),
     Case(
         rules.TOO_LONG_INSTRUCTION,
-        (INSTRUCTION, "length"),
+        (INSTRUCTION, "text"),
         instructions=[LONG],
         construction=filters(instruction_words=[1, 6]),
     ),
     Case(
         rules.TOO_SHORT_RESPONSE,
-        (RESPONSE, "length"),
+        (RESPONSE, "text"),
         responses=["worth 9"],
         construction=filters(response_words=[3, 60]),
     ),
-    Case(rules.TOO_LONG_RESPONSE, (FLAWED, "length"), flawed=[LONG], construction=filters(response_words=[1, 6])),
-    Case(ledger.PARENT_DROPPED, (RESPONSE, "rouge_l"), instructions=[LOW["instruction"]]),
-    Case(ledger.DUPLICATE, (RESPONSE, "rouge_l"), responses=["The same. worth 9"] * 2),
-    Case(ledger.SIMILAR, (INSTRUCTION, "rouge_l"), instructions=["Tell me about more ice."]),
+    Case(rules.TOO_LONG_RESPONSE, (FLAWED, "text"), flawed=[LONG], construction=filters(response_words=[1, 6])),
+    Case(rules.EMPTY, (INSTRUCTION, "text"), instructions=["?!…"]),
+    Case(rules.BROKEN_CHARACTERS, (RESPONSE, "text"), responses=["It is \ufffd so. worth 9"]),
+    Case(
+        rules.TOO_FEW_TOKENS, (RESPONSE, "text"), responses=[raw("Yes")], construction=filters(response_tokens=[8, 99])
+    ),
+    Case(
+        rules.TOO_MANY_TOKENS,
+        (INSTRUCTION, "text"),
+        instructions=[raw("Name a lake.")],
+        construction=filters(instruction_tokens=[1, 6]),
+    ),
+    Case(
+        rules.KEYWORD,
+        (INSTRUCTION, "text"),
+        instructions=["Draw an IMAGE of it."],
+        construction=filters(keywords=["image"]),
+    ),
+    Case(
+        rules.REFUSAL,
+        (RESPONSE, "text"),
+        responses=["I'm sorry, but I can't help with that. worth 9"],
+        construction=filters(refusals="drop"),
+    ),
+    Case(rules.ECHO, (RESPONSE, "text"), instructions=["Name a lake, worth 9."], responses=["name a lake; worth 9"]),
+    Case(rules.REPETITIVE, (FLAWED, "text"), flawed=["ha ha " * 12 + "worth 1"]),
+    Case(
+        rules.OTHER_SCRIPT,
+        (RESPONSE, "text"),
+        responses=["这是一个完全不同的答案, worth 9"],
+        construction=filters(other_script_share=0.3),
+    ),
+    Case(filter_stage.PARENT_DROPPED, (RESPONSE, "duplicate"), instructions=[LOW["instruction"]]),
+    Case(filter_stage.DUPLICATE, (RESPONSE, "duplicate"), responses=["The same. worth 9"] * 2),
+    Case(filter_stage.SIMILAR, (INSTRUCTION, "rouge_l"), instructions=["Tell me about more ice."]),
     Case(
         contamination.CONTAMINATED,
         (INSTRUCTION, "contamination"),
         instructions=["What is 12 + 7?"],
         questions=["what is 12+7"],
     ),
-    Case(ledger.NO_REVIEW, (RESPONSE, "reward"), responses=["It is so. worth none"]),
-    Case(ledger.BELOW_ACCEPTANCE, (RESPONSE, "acceptance"), responses=["It is so. worth 8"]),
-    Case(ledger.NO_PREFERENCE_GAP, (FLAWED, "acceptance"), flawed=["It is so. worth 7"]),
-    Case(ledger.OVER_SEED_CAP, (RESPONSE, "acceptance"), construction={"max_rows_per_seed": 1}),
+    Case(acceptance.NO_REVIEW, (RESPONSE, "reward"), responses=["It is so. worth none"]),
+    Case(acceptance.BELOW_ACCEPTANCE, (RESPONSE, "acceptance"), responses=["It is so. worth 8"]),
+    Case(acceptance.NO_PREFERENCE_GAP, (FLAWED, "acceptance"), flawed=["It is so. worth 7"]),
+    Case(acceptance.OVER_SEED_CAP, (RESPONSE, "acceptance"), construction={"max_rows_per_seed": 1}),
     Case(
-        ledger.OVER_ITERATION_CAP,
+        acceptance.OVER_ITERATION_CAP,
         (FLAWED, "acceptance"),
         flawed=["It is so. worth 1", "Something else entirely, worth 2"],
         construction={"max_rows_per_iteration": 1},
@@ -115,7 +149,7 @@ def test_a_row_is_dropped_for_this_reason_at_its_step(tmp_path: Path, case: Case
 
 
 def test_there_is_a_case_for_every_drop_reason() -> None:
-    modules = [generate, rules, contamination, ledger]
+    modules = [generate, rules, contamination, filter_stage, acceptance]
     reasons = {
         value
         for module in modules
@@ -123,6 +157,11 @@ def test_there_is_a_case_for_every_drop_reason() -> None:
         if name.isupper() and isinstance(value, str) and not name.startswith("_")
     }
     assert reasons == {case.reason for case in CASES}
+
+
+def test_every_drop_reason_is_explained_in_the_documentation() -> None:
+    text = (REPOSITORY / "docs/filters.md").read_text(encoding="utf-8")
+    assert [case.reason for case in CASES if f"`{case.reason}`" not in text] == []
 
 
 # The table as a whole
@@ -140,7 +179,7 @@ def test_every_candidate_is_in_the_ledger_once_and_is_kept_or_has_a_reason(tmp_p
     )
     reviewed = made.review(LOW, HIGH, seed("fog", "none"))
     candidates = made.candidates(reviewed)
-    table = build_ledger(made.context, *candidates, reviewed, EvaluationQuestions(["What is 1 + 1?"]))
+    table = build_ledger(made.context, *candidates, reviewed, evaluation_of(["What is 1 + 1?"])).rows
     assert table["row_id"].to_pylist() == pa.concat_tables(candidates)["row_id"].to_pylist()
     rows = table.to_pylist()
     assert len({row["row_id"] for row in rows}) == len(rows)
@@ -187,7 +226,7 @@ def test_candidates_of_another_reviewed_seed_are_refused(tmp_path: Path, stale: 
     candidates = made.candidates(made.review(LOW, HIGH))
     rewritten = made.review(LOW) if stale == "gone" else made.review(LOW, {**HIGH, "response": "fire, worth 2"})
     with pytest.raises(ArtifactError, match=f"{HIGH['seed_id']}.*Re-materialise instruction_candidates"):
-        build_ledger(made.context, *candidates, rewritten, EvaluationQuestions([]))
+        build_ledger(made.context, *candidates, rewritten, evaluation_of([]))
 
 
 # Steps
@@ -202,12 +241,12 @@ def test_rows_pass_all_steps_in_order_and_stage_names_the_last(tmp_path: Path) -
     ).ledger(LOW, questions=["What is 1 + 1?", "Name a lake."])
     asked, short = of_kind(rows, INSTRUCTION)
     assert (asked["stage"], asked["drop_reason"]) == ("contamination", "contaminated")
-    assert (short["stage"], short["drop_reason"]) == ("length", "instruction_too_short"), "length comes first"
+    assert (short["stage"], short["drop_reason"]) == ("text", "instruction_too_short"), "text comes first"
     assert [(row["stage"], row["drop_reason"]) for row in of_kind(rows, RESPONSE)] == [
         ("contamination", "contaminated"),
-        ("rouge_l", "duplicate"),
-        ("length", "parent_dropped"),
-        ("length", "parent_dropped"),
+        ("duplicate", "duplicate"),
+        ("text", "parent_dropped"),
+        ("text", "parent_dropped"),
     ]
 
 
@@ -215,7 +254,7 @@ def test_kept_rows_reached_the_last_step_of_their_kind(tmp_path: Path) -> None:
     rows = bench(tmp_path, flawed=["Not so. worth 1", "No. worth 4"]).ledger(LOW, HIGH)
     assert all(row["kept"] for row in rows)
     assert {(row["kind"], row["stage"]) for row in rows} == {
-        (INSTRUCTION, "contamination"),
+        (INSTRUCTION, "rouge_l"),
         (RESPONSE, "acceptance"),
         (FLAWED, "acceptance"),
     }
@@ -234,7 +273,13 @@ def test_only_what_the_cheap_steps_leave_is_reviewed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("instruction", "stage"), [("Go", "length"), (LOW["instruction"], "rouge_l"), ("What is 1 + 1?", "contamination")]
+    ("instruction", "stage"),
+    [
+        ("Go", "text"),
+        (LOW["instruction"], "duplicate"),
+        ("What is 1 + 1?", "contamination"),
+        ("Tell me about more ice.", "rouge_l"),
+    ],
 )
 def test_responses_go_with_their_dropped_instruction(tmp_path: Path, instruction: str, stage: str) -> None:
     rows = bench(
@@ -301,7 +346,9 @@ def test_of_two_similar_rows_the_first_stays_and_the_other_names_it(tmp_path: Pa
 
 def test_a_similarity_equal_to_the_threshold_is_kept(tmp_path: Path) -> None:
     half = f"{unlike(1, 2)} {unlike(2, 2)}"
-    rows = bench(tmp_path, instructions=[unlike(1, 4), half], construction=filters(rouge_threshold=0.5)).ledger(LOW)
+    rows = bench(
+        tmp_path, instructions=[unlike(1, 4), half], construction=filters(rouge_threshold=0.5, rouge_recorded_above=0.4)
+    ).ledger(LOW)
     assert of_kind(rows, INSTRUCTION)[1]["rouge_l"] == 0.5
     assert fates(rows, INSTRUCTION) == [None, None]
 
@@ -346,11 +393,11 @@ def test_the_statistic_any_drops_a_short_excerpt_that_f_keeps(tmp_path: Path) ->
 def test_text_without_latin_words_is_compared_for_repetition_only(tmp_path: Path) -> None:
     rows = bench(
         tmp_path,
-        instructions=["请介绍一条河流。", "请介绍一座山。", "请介绍一条河流。", "¿?…"],
+        instructions=["请介绍一条河流。", "请介绍一座山。", "请介绍一条河流。", "说明 ¿?…"],
         construction={"samples": 4},
     ).ledger(LOW)
     assert fates(rows, INSTRUCTION) == [None, None, "duplicate", None]
-    assert of_kind(rows, INSTRUCTION)[1]["rouge_l"] == 0.0
+    assert of_kind(rows, INSTRUCTION)[1]["rouge_l"] is None
     assert of_kind(rows, INSTRUCTION)[1]["rouge_l_against"] is None
 
 
@@ -481,6 +528,123 @@ def test_the_caps_count_each_kind_by_itself(tmp_path: Path) -> None:
 def test_empty_candidate_tables_are_accepted(tmp_path: Path) -> None:
     made = bench(tmp_path)
     empty = table_of([], CANDIDATES)
-    table = build_ledger(made.context, empty, empty, made.review(HIGH), EvaluationQuestions([]))
+    table = build_ledger(made.context, empty, empty, made.review(HIGH), evaluation_of([])).rows
     assert table.num_rows == 0
     assert table.schema.equals(CANDIDATE_LEDGER)
+
+
+def test_a_run_of_words_in_a_response_drops_that_response_alone(tmp_path: Path) -> None:
+    quoted = " ".join(f"w{i}" for i in range(13))
+    made = bench(tmp_path, instructions=["Name a lake.", "Name a river."], responses=[f"So: {quoted}, worth 9"])
+    _, ledger = made.made(LOW, questions=[f"start {quoted} end"])
+    assert fates(ledger.rows.to_pylist(), RESPONSE) == ["contaminated", None, None, None]
+    (hit,) = ledger.hits.to_pylist()
+    assert (hit["row_id"], hit["part"], hit["task"]) == (
+        of_kind(ledger.rows.to_pylist(), RESPONSE)[0]["row_id"],
+        "response",
+        "exam",
+    )
+    assert hit["words"] == quoted
+    assert not hit["whole"]
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("drop", False), ("flag", True), ("off", True)])
+def test_contaminated_rows_are_dropped_flagged_or_not_looked_for(tmp_path: Path, mode: str, kept: bool) -> None:
+    made = bench(tmp_path, instructions=["What is 1+1", "Name a lake."], construction=filters(contamination=mode))
+    _, ledger = made.made(LOW, questions=["WHAT IS 1 + 1 ?"])
+    row = of_kind(ledger.rows.to_pylist(), INSTRUCTION)[0]
+    assert row["kept"] == kept
+    assert row["contaminated"] == (None if mode == "off" else True)
+    assert len(ledger.hits) == (0 if mode == "off" else 3), "the instruction and its two responses"
+
+
+# All iterations
+
+
+def kept_instructions(made: pa.Table) -> list[str]:
+    return [row["instruction"] for row in made.to_pylist() if row["kind"] == "instruction" and row["kept"]]
+
+
+def test_with_the_scope_all_an_instruction_of_an_earlier_iteration_counts(tmp_path: Path) -> None:
+    scope = filters(rouge_scope="all")
+    first = bench(tmp_path / "0", instructions=[unlike(1), unlike(2)], construction=scope)
+    _, before = first.made(LOW)
+    chosen = first.context.settings.construction.filters
+    index = extended_index(None, before.rows, chosen)
+    later = bench(
+        tmp_path / "1",
+        iteration=1,
+        instructions=[unlike(1), f"{unlike(2)} too", unlike(3), "Tell me about more sea."],
+        construction={**scope, "samples": 2},
+    )
+    _, ledger = later.made(LOW, seed("sea", "2"), earlier=index)
+    assert fates(ledger.rows.to_pylist(), INSTRUCTION) == ["duplicate", "similar", None, "similar"]
+    assert of_kind(ledger.rows.to_pylist(), INSTRUCTION)[1]["rouge_l_against"] == index["row_id"][1].as_py()
+    grown = extended_index(index, ledger.rows, chosen)
+    assert grown.num_rows == index.num_rows + 1
+    assert grown["iteration"].to_pylist() == [0, 0, 1]
+    assert table_digest(grown) != table_digest(index), "the next iteration names it by its digest"
+
+
+def test_with_the_scope_all_a_flawed_response_is_compared_with_those_of_earlier_iterations(tmp_path: Path) -> None:
+    scope = filters(rouge_scope="all")
+    first = bench(tmp_path / "0", flawed=[f"{unlike(1)} worth 1", f"{unlike(2)} worth 1"], construction=scope)
+    _, before = first.made(HIGH, seed("sun", "9"))
+    index = extended_index(None, before.rows, first.context.settings.construction.filters)
+    assert set(index["kind"].to_pylist()) == {"flawed_response"}
+    later = bench(
+        tmp_path / "1", iteration=1, flawed=[f"{unlike(1)} worth 1", f"{unlike(9)} worth 1"], construction=scope
+    )
+    _, ledger = later.made(HIGH, earlier=index)
+    assert fates(ledger.rows.to_pylist(), FLAWED) == ["duplicate", None]
+
+
+def test_the_index_gives_the_decisions_that_all_texts_at_once_would_give(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    words = [f"w{i}" for i in range(40)]
+    texts = [" ".join(rng.choice(words) for _ in range(8)) for _ in range(12)]
+    texts += [f"{rng.choice(texts)} more" for _ in range(20)]
+    rng.shuffle(texts)
+    scope = {**filters(rouge_scope="all", rouge_threshold=0.6), "samples": 8}
+    whole = bench(tmp_path / "whole", instructions=texts, construction={**scope, "samples": 32}).made(LOW)[1].rows
+    index, apart = None, []
+    for i in range(4):
+        part = bench(tmp_path / str(i), iteration=i, instructions=texts[8 * i : 8 * i + 8], construction=scope)
+        rows = part.made(LOW, earlier=index)[1].rows
+        apart += kept_instructions(rows)
+        index = extended_index(index, rows, part.context.settings.construction.filters)
+    assert apart == kept_instructions(whole)
+    assert 2 < len(apart) < 30
+
+
+def test_an_index_of_other_words_is_refused(tmp_path: Path) -> None:
+    first = bench(tmp_path / "0", instructions=[unlike(1), unlike(2)])
+    index = extended_index(None, first.made(LOW)[1].rows, first.context.settings.construction.filters)
+    later = bench(tmp_path / "1", iteration=1, construction=filters(rouge_scope="all", rouge_words="unicode"))
+    with pytest.raises(ArtifactError, match=r"rouge_score words.*unicode words.*re-materialise candidate_ledger"):
+        later.made(LOW, earlier=index)
+
+
+# Repetitions up to case and punctuation
+
+
+@pytest.mark.parametrize(("duplicates", "fate"), [("exact", None), ("normalised", "duplicate")])
+def test_texts_that_differ_in_case_and_punctuation_repeat_each_other_if_so_set(
+    tmp_path: Path, duplicates: str, fate: str | None
+) -> None:
+    rows = bench(
+        tmp_path,
+        responses=["Yes, it is. worth 9", "yes it is worth 9"],
+        construction=filters(duplicates=duplicates, rouge_responses=False),
+    ).ledger(LOW)
+    assert fates(rows, RESPONSE)[:2] == [None, fate]
+
+
+def test_texts_that_the_words_of_rouge_score_overlook_are_counted(tmp_path: Path) -> None:
+    def unseen(words: str) -> int:
+        made = bench(
+            tmp_path / words, instructions=["请介绍一条河流。", "Name a lake."], construction=filters(rouge_words=words)
+        )
+        return made.made(LOW)[1].unseen
+
+    assert (unseen("rouge_score"), unseen("unicode")) == (1, 0)

@@ -14,6 +14,7 @@ from lance_dagster.construction.seeds.load import SeedLoad, load_seed_instructio
 from lance_dagster.construction.seeds.quarantine import REASONS
 from lance_dagster.errors import SeedError, SettingsError
 from lance_dagster.settings import SeedSettings
+from lance_dagster_tests.shared_data import shared_data
 
 SETTINGS = SeedSettings(instructions="seed.jsonl", reviews="reviews.jsonl")
 GOOD = {"instruction": "Name a colour.", "response": "Blue."}
@@ -482,9 +483,27 @@ def test_instructions_without_reviews_are_refused_as_review_seed(tmp_path: Path)
         load_reviews(tmp_path, GOOD)
 
 
-def test_a_folder_that_save_to_disk_did_not_write_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_seed_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/README.md").write_text("no seed")
+    assert "holds no seed file" in refused("seeds", tmp_path)
+
+
+def test_a_folder_half_written_by_save_to_disk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/state.json").write_text("{}")
     assert "was not written by save_to_disk" in refused("seeds", tmp_path)
+
+
+def test_the_files_of_a_folder_are_read_in_the_order_of_their_names_and_positions_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    (folder / "b.json").write_text(json.dumps(ROWS[2:]), encoding="utf-8")
+    write_lines(folder / "a.jsonl", *ROWS[:2])
+    (folder / ".c.jsonl").write_text("{}")
+    loaded = load_seed_instructions("seeds", SETTINGS, tmp_path)
+    assert pairs(loaded) == [(row["instruction"], row["response"]) for row in ROWS]
+    assert loaded.rows["position"].to_pylist() == [0, 1, 2, 3, 4]
 
 
 def test_a_saved_folder_of_splits_is_refused_with_the_names_of_the_splits(tmp_path: Path) -> None:
@@ -589,16 +608,8 @@ def test_a_hub_that_does_not_answer_is_refused_with_the_next_step(
 # Public files, where the checkout has them
 
 
-def public_file(name: str) -> Path:
-    """A file of the folder `shared/data` next to the repository; the test is skipped where there is none."""
-    path = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / name
-    if not path.is_file():
-        pytest.skip(f"no shared/data/{name} next to the repository")
-    return path
-
-
 def test_the_training_split_of_gsm8k_loads_whole() -> None:
-    path = public_file("gsm8k_train.jsonl")
+    path = shared_data("gsm8k_train.jsonl")
     loaded = load_seed_instructions(path.name, SETTINGS, path.parent)
     assert loaded.counts["read"] == loaded.counts["kept"] == 7473
     assert loaded.layout == "question_answer"
@@ -607,7 +618,7 @@ def test_the_training_split_of_gsm8k_loads_whole() -> None:
 
 
 def test_the_seed_tasks_of_self_instruct_load_whole_with_their_inputs() -> None:
-    path = public_file("self_instruct_seed_tasks.jsonl")
+    path = shared_data("self_instruct_seed_tasks.jsonl")
     loaded = load_seed_instructions(path.name, SETTINGS, path.parent)
     assert loaded.counts["read"] == loaded.counts["kept"] == 175
     assert loaded.layout == "self_instruct"

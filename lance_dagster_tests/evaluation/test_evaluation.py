@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lance_dagster.errors import EvaluationError
-from lance_dagster.evaluation.benchmarks import evaluate_checkpoint, evaluation_questions
+from lance_dagster.evaluation.benchmarks import evaluate_checkpoint, evaluation_texts
 from lance_dagster.evaluation.drift import Reference, measure_drift
 from lance_dagster.mini.world import World
 from lance_dagster.settings import EvaluationSettings, ModelSettings
@@ -19,6 +19,10 @@ BASE = REPOSITORY / "lance_dagster/mini/base"
 TASKS = str(REPOSITORY / "lance_dagster/mini/lm_eval")
 MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=2)
 DEV = EvaluationSettings(tasks=("mini_dev",), question_fields=("same_question",), batch_size=64)
+
+
+def evaluation_questions(settings: EvaluationSettings, include_path: str) -> list[str]:
+    return [found.text for found in evaluation_texts(settings, include_path) if not found.answer]
 
 
 def test_the_score_is_the_share_of_right_answers(tmp_path: Path) -> None:
@@ -135,6 +139,49 @@ def test_a_group_counts_all_its_documents_and_every_filter_has_a_score_of_its_ow
     assert sum(value for (_, metric), value in values.items() if metric == "exact_match,first") == 2.0
     instructions = [instruction for items in asked.values() for instruction, _ in items]
     assert sorted(evaluation_questions(settings, str(tmp_path))) == sorted(instructions)
+
+
+def test_without_fields_the_question_is_what_the_prompt_of_the_task_shows() -> None:
+    derived = evaluation_texts(DEV.model_copy(update={"question_fields": ()}), TASKS)
+    documents = [json.loads(line) for line in (Path(TASKS) / "dev.jsonl").read_text().splitlines()]
+    assert [text.text for text in derived if not text.answer] == [document["instruction"] for document in documents]
+    assert {text.field for text in derived if not text.answer} == {"instruction"}
+    assert [text.document for text in derived if not text.answer] == list(range(len(documents)))
+    assert {text.text for text in derived if text.answer} >= {documents[0]["answers"][0]}
+
+
+CHOICES = """
+task: choices
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices.text}}"
+doc_to_target: gold
+metadata: {version: 1}
+"""
+BARE = CHOICES.replace("task: choices", "task: bare").replace("Question: {{question}}\\nAnswer:", "Answer:")
+
+
+@pytest.mark.parametrize("task", ["choices", "bare"])
+def test_questions_and_choices_of_a_multiple_choice_task_are_derived(tmp_path: Path, task: str) -> None:
+    question = "Which of these lakes is the deepest of all?"
+    row = {"id": "q-1", "question": question, "gold": 1, "choices": {"text": ["the Garda", "the Baikal"]}}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    source = CHOICES if task == "choices" else BARE
+    (tmp_path / f"{task}.yaml").write_text(source.replace("DATA", str(tmp_path / "data.jsonl")))
+    texts = evaluation_texts(EvaluationSettings(tasks=(task,)), str(tmp_path))
+    assert [(text.task, text.field, text.text) for text in texts if not text.answer] == [(task, "question", question)]
+    assert {text.text for text in texts if text.answer} == {"the Garda", "the Baikal"}
+
+
+def test_a_task_without_any_text_asks_for_its_fields(tmp_path: Path) -> None:
+    row = {"gold": 1, "choices": {"text": ["the Garda", "the Baikal"]}}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "bare.yaml").write_text(BARE.replace("DATA", str(tmp_path / "data.jsonl")))
+    with pytest.raises(EvaluationError, match=r"'bare'.*gold, choices.*evaluation.question_fields"):
+        evaluation_texts(EvaluationSettings(tasks=("bare",)), str(tmp_path))
 
 
 def test_a_missing_task_folder_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ defs = dg.Definitions.merge(
 """
 
 
+_REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "tiny"}
+
+
 @dataclass(frozen=True)
 class Server:
     """Where the web server listens and where its files lie."""
@@ -67,6 +70,68 @@ class Server:
         assert answer["__typename"] == "LaunchBackfillSuccess", answer
         return str(answer["backfillId"])
 
+    def reexecute_backfill(self, backfill: str) -> str:
+        """Re-execute a backfill from failure, as the UI's button does; returns the id of the new one."""
+        answer = self.query(
+            """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $params) {
+                 __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+            params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
+        )["reexecutePartitionBackfill"]
+        assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        return str(answer["backfillId"])
+
+    def launch(self, job: str, partition: str) -> str:
+        """Launch a job for a partition; returns the id of the run."""
+        answer = self.query(
+            """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+                 ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            params={
+                "selector": {"pipelineName": job, **_REPOSITORY},
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+                "runConfigData": {},
+            },
+        )["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def reexecute(self, run: str) -> str:
+        """Re-execute a run from failure; returns the id of the new one."""
+        answer = self.query(
+            """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) { __typename
+                 ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            params={"parentRunId": run, "strategy": "FROM_FAILURE"},
+        )["launchRunReexecution"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def terminate(self, run: str) -> None:
+        """Ask a run to stop, as the UI's button does."""
+        answer = self.query(
+            """mutation($id: String!) { terminateRun(runId: $id) { __typename } }""",
+            id=run,
+        )["terminateRun"]
+        assert answer["__typename"] == "TerminateRunSuccess", answer
+
+    def messages(self, run: str) -> list[str]:
+        """What a run logged, and the descriptions of its failures."""
+        answer = self.query(
+            """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
+                 ... on MessageEvent { message }
+                 ... on ExecutionStepFailureEvent { failureMetadata { description } } } } } }""",
+            id=run,
+        )["logsForRun"]["events"]
+        return [json.dumps(event) for event in answer]
+
+    def wait_for_run(self, run: str, seconds: float) -> str:
+        """Wait until a run ends; returns its status."""
+
+        def status() -> str | None:
+            answer = self.query("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run)
+            value = str(answer["runOrError"]["status"])
+            return value if value in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+        return str(wait_until(status, seconds, f"run {run} did not end"))
+
     def runs(self, **tags: str) -> list[dict[str, Any]]:
         """Runs with all of these tags (underscores stand for slashes' second part), oldest first."""
         answer = self.query(
@@ -76,6 +141,49 @@ class Server:
             filter={"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         )["runsOrError"]["results"]
         return sorted(answer, key=lambda run: run["startTime"] or float("inf"))
+
+    def reload(self) -> None:
+        """Load the definitions anew, as the UI's button does."""
+        answer = self.query(
+            """mutation { reloadRepositoryLocation(repositoryLocationName: "tiny") { __typename
+                 ... on WorkspaceLocationEntry { loadStatus locationOrLoadError { __typename
+                   ... on PythonError { message } } } } }"""
+        )["reloadRepositoryLocation"]
+        assert answer["locationOrLoadError"]["__typename"] == "RepositoryLocation", answer
+
+    def start_sensor(self, name: str) -> None:
+        """Switch a sensor on."""
+        answer = self.query(
+            """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename
+                 ... on Sensor { sensorState { status } } } }""",
+            selector={"sensorName": name, **_REPOSITORY},
+        )["startSensor"]
+        assert answer["sensorState"]["status"] == "RUNNING", answer
+
+    def ticks(self, sensor: str) -> list[dict[str, Any]]:
+        """Finished ticks of a sensor, newest first."""
+        answer = self.query(
+            """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) { ... on Sensor {
+                 sensorState { ticks(limit: 100) { status timestamp endTimestamp error { message } } } } } }""",
+            selector={"sensorName": sensor, **_REPOSITORY},
+        )["sensorOrError"]["sensorState"]["ticks"]
+        return [tick for tick in answer if tick["status"] != "STARTED"]
+
+    def wait_for_rest(self, sensor: str, seconds: float, ticks: int = 4) -> None:
+        """Wait until a sensor looked ``ticks`` times in a row without any run going on or being requested."""
+        rest: list[float] = []
+
+        def resting() -> bool | None:
+            newest = self.ticks(sensor)
+            assert not newest or newest[0]["status"] != "FAILURE", newest[0]
+            busy = [run for run in self.runs() if run["status"] in ("QUEUED", "NOT_STARTED", "STARTING", "STARTED")]
+            if busy or (newest and newest[0]["status"] == "SUCCESS"):
+                rest.clear()
+            elif newest and newest[0]["timestamp"] not in rest:
+                rest.append(newest[0]["timestamp"])
+            return True if len(rest) >= ticks else None
+
+        wait_until(resting, seconds, f"{sensor} did not come to rest")
 
     def wait_for_backfill(self, backfill: str, seconds: float) -> str:
         """Wait until a backfill ends; returns its status."""

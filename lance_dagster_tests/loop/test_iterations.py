@@ -17,8 +17,10 @@ from safetensors.numpy import load_file
 from lance_dagster import records
 from lance_dagster.components.parquet_io import ParquetIOManager
 from lance_dagster.components.self_evolution import experiment_definitions
+from lance_dagster.records import CONTAMINATION_HITS
+from lance_dagster.report.funnel import build_funnel
 from lance_dagster.storage.tables import read_table, table_digest
-from lance_dagster_tests.tiny import Tiny
+from lance_dagster_tests.tiny import Tiny, tiny_experiment
 
 SCHEMAS = {
     "reviewed_seed": records.REVIEWED_SEED,
@@ -77,6 +79,9 @@ def test_the_next_iteration_starts_from_the_dpo_checkpoint_of_the_last(evolved: 
     assert written == {dpo["digest"]}
 
 
+SCOPE_ALL = {"rouge_scope": "all", "rouge_threshold": 0.9, "rouge_responses": False}
+
+
 def test_every_candidate_is_in_the_ledger_once_with_a_fate(evolved: Tiny) -> None:
     for partition in ("000", "001"):
         ledger = evolved.table("candidate_ledger", partition)
@@ -89,12 +94,53 @@ def test_every_candidate_is_in_the_ledger_once_with_a_fate(evolved: Tiny) -> Non
             assert kept == (reason is None)
 
 
+def test_the_funnel_adds_up_to_the_number_of_generated_rows(evolved: Tiny) -> None:
+    for partition in ("000", "001"):
+        tables = {name: evolved.table(name, partition) for name in ("reviewed_seed", "candidate_ledger")}
+        sets = {name: evolved.table(name, partition) for name in ("sft_set", "preference_set")}
+        counted = build_funnel(int(partition), *tables.values(), *sets.values())
+        for kind in counted.kinds:
+            generated = sum(
+                evolved.table(name, partition)["kind"].to_pylist().count(kind.kind)
+                for name in ("instruction_candidates", "preference_candidates")
+            )
+            assert kind.generated == generated == kind.kept + sum(dropped.rows for dropped in kind.dropped)
+
+
+def test_the_hits_of_contamination_are_a_table_of_each_iteration(evolved: Tiny) -> None:
+    for partition in ("000", "001"):
+        hits = evolved.table("contamination_hits", partition)
+        assert hits.schema.equals(CONTAMINATION_HITS)
+        flagged = evolved.table("candidate_ledger", partition).filter(pc.field("contaminated"))
+        assert sorted(hits["row_id"].to_pylist()) == sorted(flagged["row_id"].to_pylist())
+        assert not any(flagged["kept"].to_pylist())
+
+
+def test_with_the_scope_all_the_index_goes_on_to_the_next_iteration(tmp_path: Path) -> None:
+    tiny = tiny_experiment(
+        tmp_path,
+        construction={"samples": 2, "filters": {**SCOPE_ALL, "instruction_words": [3, 20], "response_words": [1, 8]}},
+    )
+    assert tiny.run("setup").success
+    assert tiny.run("one_iteration", "000").success
+    assert tiny.run("one_iteration", "001").success
+    first, second = tiny.table("rouge_index", "000"), tiny.table("rouge_index", "001")
+    assert tiny.manifest("policy_model", "001")["tables"]["rouge_index"] == table_digest(first)
+    assert second.slice(0, first.num_rows).equals(first)
+    ledgers = [tiny.table("candidate_ledger", key).to_pylist() for key in ("000", "001")]
+    kept = [{row["instruction"] for row in rows if row["kind"] == "instruction" and row["kept"]} for rows in ledgers]
+    assert kept[0]
+    assert not kept[0] & kept[1], "what was kept before is a repetition now"
+    known = set(first["row_id"].to_pylist())
+    assert known & {row["rouge_l_against"] for row in ledgers[1]} or len(kept[1]) == 0
+
+
 def test_generated_training_rows_are_whole_kept_and_not_asked_by_the_evaluation(evolved: Tiny) -> None:
-    from lance_dagster.construction.filters.contamination import EvaluationQuestions
-    from lance_dagster.evaluation.benchmarks import evaluation_questions
+    from lance_dagster.construction.filters.contamination import EvaluationIndex
+    from lance_dagster.evaluation.benchmarks import evaluation_texts
 
     evaluation = evolved.experiment.settings.evaluation
-    questions = EvaluationQuestions(evaluation_questions(evaluation, evolved.experiment.tasks_path))
+    questions = EvaluationIndex(evaluation_texts(evaluation, evolved.experiment.tasks_path))
     assert len(questions) > 100
     ledgers = pa.concat_tables(evolved.table("candidate_ledger", key) for key in ("000", "001"))
     by_id = {row["row_id"]: row for row in ledgers.to_pylist()}
@@ -103,7 +149,7 @@ def test_generated_training_rows_are_whole_kept_and_not_asked_by_the_evaluation(
     for row in generated:
         source = by_id[row["row_id"]]
         assert source["kept"] and source["finish_reason"] == "stop" and source["score"] > 8.0
-        assert row["prompt"] not in questions
+        assert questions.overlap(row["prompt"]) is None
 
 
 def test_the_sets_accumulate_over_iterations(evolved: Tiny) -> None:

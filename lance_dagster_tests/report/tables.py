@@ -82,6 +82,7 @@ def candidate(
         "drop_reason": drop_reason,
         "original_response": None,
         "original_score": None,
+        "contaminated": None,
         "rouge_l": None,
         "rouge_l_against": None,
         **REWARD,

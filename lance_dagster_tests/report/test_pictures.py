@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lance_dagster.records import CANDIDATE_LEDGER, table_of
 from lance_dagster.report import pictures
 from lance_dagster.report.summary import build_summary
 from lance_dagster_tests.report.tables import after, baseline, candidate, evolution, iteration
@@ -32,11 +33,23 @@ def area(png: bytes, colour: str) -> int:
         lambda: pictures.learning_curve(evolution(last=[0.6] * 40)),
         lambda: pictures.funnel(evolution(ledger=[candidate("response", "low_reward")])),
         lambda: pictures.funnel(evolution()),
+        lambda: pictures.ledger_funnel(0, table_of([candidate("instruction", "similar")], CANDIDATE_LEDGER)),
+        lambda: pictures.ledger_funnel(0, table_of([], CANDIDATE_LEDGER)),
         lambda: pictures.score_histogram(pa.table({"score": [0.0, 7.5, 10.0, None]}), "reward"),
         lambda: pictures.score_histogram(pa.table({"score": pa.array([], pa.float64())}), "reward"),
         lambda: pictures.loss_curve([{"step": 1, "loss": 0.69}, {"step": 2, "loss": 0.4}], "DPO $000"),
     ],
-    ids=["no iterations", "many iterations", "funnel", "empty funnel", "histogram", "empty histogram", "loss"],
+    ids=[
+        "no iterations",
+        "many iterations",
+        "funnel",
+        "empty funnel",
+        "one ledger",
+        "no rows",
+        "histogram",
+        "empty histogram",
+        "loss",
+    ],
 )
 def test_every_picture_is_drawn_at_900_by_500_without_a_warning(picture: Callable[[], bytes]) -> None:
     with warnings.catch_warnings():

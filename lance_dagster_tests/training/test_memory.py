@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -127,6 +128,21 @@ def test_what_processes_of_their_own_refuse_reads_as_in_this_one(tmp_path: Path,
     stage = Stage("sft", BASE, tmp_path / "out", SFT.model_copy(update={"max_tokens": 8}), MODEL, 1)
     with pytest.raises(TrainingError, match=r"^all 8 SFT rows are longer than max_tokens 8$"):
         train(stage, sft_rows(NEW_WORDS), silent, two_processes)
+
+
+def test_a_run_that_is_interrupted_takes_its_processes_along(tmp_path: Path, two_processes: str) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    endless = DPO.model_copy(update={"epochs": 100.0, "batch_size": 1})
+    with pytest.raises(KeyboardInterrupt):
+        train(Stage("dpo", BASE, tmp_path / "out", endless, MODEL, 1), preference_rows(PAIRS), interrupt, two_processes)
+    left = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "lance_dagster.training.launch" in child.cmdline()
+    ]
+    assert not left
 
 
 def test_processes_that_die_are_reported_with_their_last_lines(tmp_path: Path) -> None:

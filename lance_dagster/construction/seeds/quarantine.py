@@ -24,6 +24,7 @@ OVER_LONG = "over_long"
 CONTROL_TOKEN = "control_token"
 BAD_SCORE = "bad_score"
 DUPLICATE = "duplicate"
+CONTAMINATED = "contaminated"
 
 REASONS = {
     NOT_UTF8: "the line, or a text of the row, is not valid UTF-8",
@@ -37,6 +38,7 @@ REASONS = {
     CONTROL_TOKEN: "a text contains a control token of a chat template (seed.control_tokens)",
     BAD_SCORE: "the score is not a finite number in 0..10",
     DUPLICATE: "an earlier good row says the same, up to Unicode normalisation (NFC) and white space",
+    CONTAMINATED: "a text overlaps with an evaluation task (construction.filters.contamination)",
 }
 """Every reason and its meaning, in the order in which a row meets the checks."""
 

@@ -1,7 +1,8 @@
 """The rows of a seed source, one by one and as they stand there.
 
-A source is a path (absolute, or relative to a root folder) of a JSONL, JSON or Parquet file, the path of a folder
-written by ``datasets.Dataset.save_to_disk``, or ``hf://owner/name[@split]`` for a data set of the Hugging Face hub.
+A source is a path (absolute, or relative to a root folder) of a JSONL, JSON or Parquet file, of a folder of such
+files, or of a folder written by ``datasets.Dataset.save_to_disk``, or ``hf://owner/name[@split]`` for a data set of the
+Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import pyarrow.parquet as pq
 from lance_dagster.construction.seeds.quarantine import NOT_JSON, NOT_UTF8, Fault
 from lance_dagster.errors import SeedError
 
-ACCEPTED = "a .jsonl, .json or .parquet file, a folder written by save_to_disk, or hf://owner/name[@split]"
+ACCEPTED = (
+    "a .jsonl, .json or .parquet file, a folder of such files, a folder written by save_to_disk, or "
+    "hf://owner/name[@split]"
+)
 
 _HUB_NAME = re.compile(r"hf://(?P<name>[^/@\s]+/[^/@\s]+)(@(?P<split>\S+))?")
+_ENDINGS = (".jsonl", ".json", ".parquet")
 _BATCH_ROWS = 1000
 
 
@@ -50,9 +55,30 @@ def _rows(source: str, root: Path) -> Iterator[SourceRow]:
         return _hub_rows(source)
     path = root / source
     if path.is_dir():
-        return _saved_rows(source, path)
+        saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
+        return _saved_rows(source, path) if saved else _folder_rows(source, path)
     if not path.is_file():
         raise SeedError(f"seed source {source!r}: there is no file {path}. Give {ACCEPTED}; paths start at {root}.")
+    return _file_rows(source, path)
+
+
+def _folder_rows(source: str, folder: Path) -> Iterator[SourceRow]:
+    """The files of a folder in the order of their names; hidden and other files are no seed. Positions go on."""
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+    )
+    if not files:
+        raise SeedError(f"seed source {source!r}: the folder {folder} holds no seed file. Give {ACCEPTED}.")
+    start = 0
+    for path in files:
+        after = start
+        for row in _file_rows(f"{source}/{path.name}", path):
+            yield row._replace(position=start + row.position)
+            after = start + row.position + 1
+        start = after
+
+
+def _file_rows(source: str, path: Path) -> Iterator[SourceRow]:
     match path.suffix.lower():
         case ".jsonl":
             return _jsonl_rows(path)

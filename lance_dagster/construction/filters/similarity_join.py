@@ -1,0 +1,253 @@
+"""Dropping rows that resemble an earlier kept row, exactly, whatever the number of rows.
+
+Rows come in order; each is compared with all kept rows before it, and kept unless one of them is more similar than the
+threshold. What ``candidate_pairs`` rules out is not compared; every other pair is, exactly (``rouge_l``). Nothing is
+compared with a dropped row, so rows that all resemble each other cost no more than rows that do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from lance_dagster.construction.filters.candidate_pairs import Bound, Index
+from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic, similarities
+from lance_dagster.construction.filters.words import Ints, Vocabulary, WordRows
+
+_BLOCK = 4096  # rows that are compared with the pool at a time
+_LEAF = 512  # rows that are compared with each other at once
+_MERGED = 8  # shelves of a size become one of the next
+_LARGEST_SHELF = 1 << 15  # rows
+_SMALL_GROUP = 256  # rows of a group up to which all its pairs are compared
+_GROUP_PAIRS = 1 << 18  # at a time: bounds memory
+
+NOBODY = -1
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One entry per row. ``kept``: no kept row before it is more similar than the threshold.
+
+    ``value``: the highest similarity with a kept row before it, 0 if it is not above the floor. ``against``: the number
+    of that row, the first of equals, or ``NOBODY``.
+    """
+
+    kept: Flags
+    value: Floats
+    against: Ints
+
+    @classmethod
+    def undecided(cls, rows: int) -> Verdicts:
+        return cls(np.ones(rows, dtype=bool), np.zeros(rows), np.full(rows, NOBODY, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How rows are compared, all numbered by ``vocabulary`` under one rule of tokenisation.
+
+    Rows above ``threshold`` are dropped; similarities above ``floor``, which is at most the threshold, are reported.
+    """
+
+    statistic: Statistic
+    threshold: float
+    floor: float
+    vocabulary: Vocabulary
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= self.threshold:
+            raise ValueError(f"the floor {self.floor} must lie between 0 and the threshold {self.threshold}")
+
+    @cached_property
+    def bound(self) -> Bound:
+        return Bound(self.statistic, self.floor)
+
+    def similar(self, left: WordRows, right: WordRows, possible: Pairs) -> tuple[Pairs, Floats]:
+        """The pairs above the floor, and their similarities."""
+        values = similarities(left, right, possible, self.statistic, self.vocabulary)
+        above = values > self.floor
+        return Pairs(possible.left[above], possible.right[above]), values[above]
+
+    def settle(self, verdicts: Verdicts, later: Ints, earlier: Ints, values: Floats, numbers: Ints) -> None:
+        """Decide on rows by all their similar pairs with rows before them; ``numbers`` names the rows."""
+        order = np.lexsort((earlier, later))
+        kept, value, against = verdicts.kept, verdicts.value, verdicts.against
+        for i, j, similarity in zip(
+            later[order].tolist(), earlier[order].tolist(), values[order].tolist(), strict=True
+        ):
+            if kept[j]:  # decided: all pairs of j came before
+                if similarity > value[i]:
+                    value[i], against[i] = similarity, numbers[j]
+                if similarity > self.threshold:
+                    kept[i] = False
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """Rows of the pool, their numbers, and the index over them."""
+
+    rows: WordRows
+    numbers: Ints
+    index: Index
+
+
+class SimilarityJoin:
+    """A growing pool of kept rows, which later rows are compared with."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._pool: list[_Shelf] = []
+
+    def __len__(self) -> int:
+        """Rows of the pool."""
+        return sum(len(shelf.numbers) for shelf in self._pool)
+
+    def add(self, rows: WordRows, numbers: Ints) -> None:
+        """Rows that are kept whatever they resemble. ``numbers`` name them in verdicts, and grow from row to row."""
+        for start in range(0, len(rows), _LARGEST_SHELF):
+            part = np.arange(start, min(start + _LARGEST_SHELF, len(rows)))
+            self._put_on_shelf(rows.take(part), numbers[part])
+
+    def keep_first(self, rows: WordRows, positions: Ints, numbers: Ints) -> Verdicts:
+        """Decide on the rows at ``positions``, in that order. Those that are kept join the pool under their numbers."""
+        verdicts = Verdicts.undecided(len(positions))
+        for start in range(0, len(positions), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(positions)))
+            here, own = rows.take(positions[block]), Verdicts.undecided(block.stop - start)
+            everyone = np.arange(len(here))
+            for shelf in self._pool:
+                self._compare(here, everyone, shelf, own)
+            self._compare_within(here, everyone, numbers[block], own)
+            kept = np.flatnonzero(own.kept)
+            self._put_on_shelf(here.take(kept), numbers[block][kept])
+            verdicts.kept[block], verdicts.value[block], verdicts.against[block] = own.kept, own.value, own.against
+        return verdicts
+
+    def _compare_within(self, rows: WordRows, part: Ints, numbers: Ints, verdicts: Verdicts) -> None:
+        """The first half of a part, then the second with what is kept of the first, then the second half."""
+        if len(part) <= _LEAF:
+            self._compare_leaf(rows, part, numbers, verdicts)
+            return
+        first, second = part[: len(part) // 2], part[len(part) // 2 :]
+        self._compare_within(rows, first, numbers, verdicts)
+        kept = first[verdicts.kept[first]]
+        self._compare(rows, second, self._shelf(rows.take(kept), numbers[kept]), verdicts)
+        self._compare_within(rows, second, numbers, verdicts)
+
+    def _compare_leaf(self, rows: WordRows, part: Ints, numbers: Ints, verdicts: Verdicts) -> None:
+        here, bound = rows.take(part), self._comparison.bound
+        entries = bound.entries(here, self._comparison.vocabulary)
+        for_kept = [
+            Pairs(pairs.left[candidate], pairs.right[candidate])
+            for pairs in Index(entries, bound).look_up(entries, earlier_only=True)
+            if (candidate := verdicts.kept[part[pairs.right]]).any()
+        ]
+        if not for_kept:
+            return
+        possible = Pairs(*(np.concatenate(side) for side in zip(*for_kept, strict=True)))
+        pairs, values = self._comparison.similar(here, here, possible)
+        self._comparison.settle(verdicts, part[pairs.left], part[pairs.right], values, numbers)
+
+    def _compare(self, rows: WordRows, part: Ints, shelf: _Shelf, verdicts: Verdicts) -> None:
+        """Compare the rows at ``part`` with kept ones before them."""
+        here, bound = rows.take(part), self._comparison.bound
+        for possible in shelf.index.look_up(bound.entries(here, self._comparison.vocabulary)):
+            pairs, values = self._comparison.similar(here, shelf.rows, possible)
+            order = np.lexsort((pairs.right, -values, pairs.left))
+            best = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
+            i, highest, number = part[pairs.left[best]], values[best], shelf.numbers[pairs.right[best]]
+            before = verdicts.value[i]
+            better = (highest > before) | ((highest == before) & (number < verdicts.against[i]))
+            verdicts.value[i[better]], verdicts.against[i[better]] = highest[better], number[better]
+            verdicts.kept[i[highest > self._comparison.threshold]] = False
+
+    def _shelf(self, rows: WordRows, numbers: Ints) -> _Shelf:
+        bound = self._comparison.bound
+        return _Shelf(rows, numbers, Index(bound.entries(rows, self._comparison.vocabulary), bound))
+
+    def _put_on_shelf(self, rows: WordRows, numbers: Ints) -> None:
+        """Shelves stay few: as soon as eight are of a size, they become one."""
+        if not len(rows):
+            return
+        self._pool.append(self._shelf(rows, numbers))
+        while len(self._pool) >= _MERGED:
+            last = self._pool[-_MERGED:]
+            sizes = [len(shelf.numbers) for shelf in last]
+            if max(sizes) >= _MERGED * min(sizes) or sum(sizes) > _LARGEST_SHELF:
+                return
+            rows = WordRows.joined([shelf.rows for shelf in last])
+            self._pool[-_MERGED:] = [self._shelf(rows, np.concatenate([shelf.numbers for shelf in last]))]
+
+
+def keep_first_by_group(
+    comparison: Comparison, pool: WordRows, pool_groups: Ints, rows: WordRows, positions: Ints, groups: Ints
+) -> Verdicts:
+    """As ``SimilarityJoin.keep_first``, but a row is compared with rows of its own group alone.
+
+    ``groups`` are those of the rows at ``positions``. Rows of ``pool`` are kept whatever they resemble. Verdicts number
+    the pool from 0 and the decided rows behind it.
+    """
+    group = np.concatenate([pool_groups, groups])
+    verdicts = Verdicts.undecided(len(group))
+
+    def take(members: Ints) -> WordRows:
+        return WordRows.joined(
+            [pool.take(members[members < len(pool)]), rows.take(positions[members[members >= len(pool)] - len(pool)])]
+        )
+
+    for members in _small_groups(group):
+        members = np.sort(members)  # the pool comes first, as in what is taken
+        here = take(members)
+        possible = _pairs_within(group[members], int((members < len(pool)).sum()))
+        pairs, values = comparison.similar(here, here, possible)
+        comparison.settle(verdicts, members[pairs.left], members[pairs.right], values, np.arange(len(group)))
+    for members in _large_groups(group):
+        there, own = members[members < len(pool)], members[members >= len(pool)]
+        join = SimilarityJoin(comparison)
+        join.add(pool.take(there), there)
+        found = join.keep_first(rows, positions[own - len(pool)], own)
+        verdicts.kept[own], verdicts.value[own], verdicts.against[own] = found.kept, found.value, found.against
+    behind = slice(len(pool), None)
+    return Verdicts(verdicts.kept[behind], verdicts.value[behind], verdicts.against[behind])
+
+
+def _sorted_groups(group: Ints) -> tuple[Ints, Ints]:
+    """Rows in the order of their groups, and where each group starts, with the end."""
+    order = np.argsort(group, kind="stable")
+    return order, np.concatenate([[0], np.flatnonzero(np.diff(group[order])) + 1, [len(order)]]).astype(np.int64)
+
+
+def _large_groups(group: Ints) -> Iterator[Ints]:
+    order, edges = _sorted_groups(group)
+    for start, stop in pairwise(edges.tolist()):
+        if stop - start > _SMALL_GROUP:
+            yield order[start:stop]
+
+
+def _small_groups(group: Ints) -> Iterator[Ints]:
+    """Runs of rows of several groups, each group whole and in order, with about ``_GROUP_PAIRS`` pairs at most."""
+    order, edges = _sorted_groups(group)
+    sizes = np.diff(edges)
+    small = np.repeat(sizes <= _SMALL_GROUP, sizes)
+    order, sizes = order[small], sizes[sizes <= _SMALL_GROUP]
+    part = np.repeat(np.cumsum(sizes**2) // _GROUP_PAIRS, sizes)
+    yield from (run for run in np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(run))
+
+
+def _pairs_within(group: Ints, pool: int) -> Pairs:
+    """All (later, earlier) pairs of rows of the same group, but for those of two of the first ``pool`` rows."""
+    order = np.argsort(group, kind="stable")
+    later, earlier = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for distance in range(1, len(order)):
+        same = group[order[distance:]] == group[order[:-distance]]
+        if not same.any():
+            break
+        wanted = same & (order[distance:] >= pool)
+        later.append(order[distance:][wanted])
+        earlier.append(order[:-distance][wanted])
+    return Pairs(np.concatenate(later), np.concatenate(earlier))
