@@ -26,16 +26,27 @@ def copy_of(evolved: Tiny, root: Path, **changes: Any) -> Tiny:
     return tiny
 
 
-@pytest.mark.parametrize("engine", [{"kind": "vllm"}, {"kind": "openai"}], ids=lambda engine: engine["kind"])
-def test_an_iteration_is_constructed_as_well_by_another_engine(
-    evolved: Tiny, tmp_path: Path, engine: dict[str, Any]
-) -> None:
+def with_engine(evolved: Tiny, root: Path, kind: str) -> Tiny:
     pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
-    tiny = copy_of(evolved, tmp_path, engine={**engine, "vllm": {"cache_gb": 0.25}}, model={"device": "auto"})
-    assert tiny.run("one_iteration", "000", select=GENERATED).success
+    return copy_of(evolved, root, engine={"kind": kind, "vllm": {"cache_gb": 0.25}}, model={"device": "auto"})
+
+
+def assert_same_reviews(tiny: Tiny, evolved: Tiny) -> None:
     ours, theirs = (t.table("reviewed_seed", "000").to_pylist() for t in (tiny, evolved))
     same = sum(a["scores"] == b["scores"] for a, b in zip(ours, theirs, strict=True))
     assert same >= 0.95 * len(theirs), "reviews are greedy"
+
+
+def test_a_seed_is_reviewed_alike_through_a_server(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = with_engine(evolved, tmp_path, "openai")
+    assert tiny.run("one_iteration", "000", select=["reviewed_seed"]).success
+    assert_same_reviews(tiny, evolved)
+
+
+def test_an_iteration_is_constructed_as_well_by_vllm(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = with_engine(evolved, tmp_path, "vllm")
+    assert tiny.run("one_iteration", "000", select=GENERATED).success
+    assert_same_reviews(tiny, evolved)
     ours, theirs = (t.table("candidate_ledger", "000").to_pylist() for t in (tiny, evolved))
     assert len(ours) == pytest.approx(len(theirs), rel=0.1)
     assert sum(row["kept"] for row in ours) == pytest.approx(sum(row["kept"] for row in theirs), rel=0.5)
