@@ -34,7 +34,7 @@ from lance_dagster.construction.filter_stage import (
 )
 from lance_dagster.construction.filters.contamination import EvaluationIndex, EvaluationText
 from lance_dagster.construction.filters.rules import Rules
-from lance_dagster.settings import FilterSettings, SeedSettings
+from lance_dagster.settings import FilterSettings
 
 SIZES = (10_000, 100_000, 1_000_000)
 SAMPLES = 4
@@ -107,7 +107,7 @@ def filtered(path: Path) -> dict[str, float]:
             "instruction_tokens": [1, 4096],
         }
     )
-    rules = Rules(filters, SeedSettings(instructions="unused", reviews="unused").control_tokens)
+    rules = Rules(filters)
 
     def source(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         return pq.ParquetFile(path).iter_batches(4096, columns=list(columns))

@@ -47,7 +47,7 @@ def tables(construction: ConstructionSettings) -> tuple[pa.Table, pa.Table]:
     reviewed, table = pa.Table.from_pylist(seeds), pa.Table.from_pylist(ledger[:ROWS])
     filters = construction.filters
     filtered = filter_candidates(
-        rows_of(table), table.num_rows, seed_texts(reviewed), filters, Rules(filters, ()), EvaluationIndex()
+        rows_of(table), table.num_rows, seed_texts(reviewed), filters, Rules(filters), EvaluationIndex()
     )
     fates: Fates = filtered.fates
     rewarded = fates.alive & (np.array(table["kind"].to_pylist(), dtype=object) != "instruction")

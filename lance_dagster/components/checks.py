@@ -5,7 +5,6 @@ A gate blocks what follows only where training on the artifact, or promoting it,
 checkpoints against the next iteration too, because that one is another run.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,10 @@ import dagster as dg
 
 from lance_dagster.components.experiment import Experiment, clear_failures
 from lance_dagster.components.staleness import Events, Place, Situation, Wiring, name_of
-from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.errors import ArtifactError, EvaluationError
 from lance_dagster.gates import checkpoints, scores, tables
 from lance_dagster.gates.verdict import Verdict
 from lance_dagster.report.scores import BASELINE_STAGES, LOOP_STAGES, ScoreRow, score_rows
-from lance_dagster.settings import EvaluationSettings
 from lance_dagster.storage.checkpoints import local_folder
 from lance_dagster.storage.experiment_store import UNPARTITIONED, iteration_key
 from lance_dagster.storage.tables import read_table
@@ -184,10 +181,10 @@ def _kept_share(experiment: Experiment) -> Gate:
 
 
 def _no_evaluation_item(experiment: Experiment, asset: str, column: str) -> Gate:
-    evaluation, filters = experiment.settings.evaluation, experiment.settings.construction.filters
+    filters = experiment.settings.construction.filters
 
     def judge(partition: str) -> Verdict:
-        index = _evaluation_index(evaluation, experiment.tasks_path, filters.contamination_words)
+        index = experiment.evaluation_index(always=True)
         stored = None if partition == UNPARTITIONED else partition
         return tables.no_evaluation_item(read_table(experiment.store.table(asset, stored)), column, index)
 
@@ -198,13 +195,6 @@ def _no_evaluation_item(experiment: Experiment, asset: str, column: str) -> Gate
         "No row asks what an evaluation task asks; training on one would make its score worthless.",
         judge,
     )
-
-
-@functools.lru_cache(maxsize=4)
-def _evaluation_index(settings: EvaluationSettings, tasks_path: str | None, words: int) -> EvaluationIndex:
-    from lance_dagster.evaluation.benchmarks import evaluation_texts
-
-    return EvaluationIndex(evaluation_texts(settings, tasks_path), words)
 
 
 def _pair_gates(experiment: Experiment) -> list[Gate]:

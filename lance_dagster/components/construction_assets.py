@@ -154,6 +154,7 @@ def _instruction_candidates(experiment: Experiment) -> dg.AssetsDefinition:
                 "construction.response",
                 "construction.samples",
                 "construction.responses_per_instruction",
+                "seed.control_tokens",
                 "construction.seed",
             ),
         ],
@@ -182,6 +183,7 @@ def _preference_candidates(experiment: Experiment) -> dg.AssetsDefinition:
                 "construction.pairs",
                 "construction.flawed_response",
                 "construction.samples",
+                "seed.control_tokens",
                 "construction.seed",
             ),
         ],
@@ -210,7 +212,6 @@ def _candidate_ledger(experiment: Experiment) -> dg.AssetsDefinition:
             experiment.asked_by,
             experiment.values(
                 "construction.filters",
-                "seed.control_tokens",
                 "construction.review",
                 "construction.reviews_per_item",
                 "construction.reviews_needed",

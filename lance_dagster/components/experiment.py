@@ -93,10 +93,10 @@ class Experiment:
         names += [f"construction.filters.{name}" for name in ("contamination", "contamination_words")]
         return self.values(*names) if self.settings.construction.filters.contamination != "off" else ""
 
-    def evaluation_index(self) -> EvaluationIndex:
-        """What the evaluation tasks ask and answer; nothing where contamination is off."""
+    def evaluation_index(self, *, always: bool = False) -> EvaluationIndex:
+        """What the evaluation tasks ask and answer; where contamination is off, nothing unless ``always``."""
         filters = self.settings.construction.filters
-        if filters.contamination == "off":
+        if filters.contamination == "off" and not always:
             return EvaluationIndex()
         from lance_dagster.evaluation.benchmarks import evaluation_texts
 

@@ -55,7 +55,7 @@ def build_ledger(
     settings = context.settings
     seeds = seed_texts(reviewed)
     _require_same_seeds(candidates, reviewed)
-    rules = Rules(settings.construction.filters, settings.seed.control_tokens)
+    rules = Rules(settings.construction.filters)
     filtered = filter_candidates(
         rows_of(candidates), candidates.num_rows, seeds, settings.construction.filters, rules, evaluation, earlier
     )

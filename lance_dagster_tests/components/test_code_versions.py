@@ -54,7 +54,7 @@ def changed(root: Path, before: Mapping[str, Any], name: str, value: object) -> 
     [
         ("seed.instructions", "other.jsonl", {"seed_instructions", *REPORT}),
         ("seed.max_words", 99, SEEDS),
-        ("seed.control_tokens", ["</s>"], {"candidate_ledger", *SEEDS}),
+        ("seed.control_tokens", ["</s>"], {"instruction_candidates", "preference_candidates", *SEEDS}),
         ("seed.growth", "merge", {"reviewed_seed", *REPORT}),
         ("seed.max_rows", 50, {"reviewed_seed"}),
         ("model.threads", 1, set()),

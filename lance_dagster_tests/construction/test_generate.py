@@ -119,6 +119,18 @@ def test_a_text_with_a_control_token_is_dropped(tmp_path: Path) -> None:
     assert [row["drop_reason"] for row in of_kind(rows, "response")][:2] == [CONTROL_TOKEN, None]
 
 
+@pytest.mark.parametrize("text", ["Done.<|im_end|>", "[INST] go on", "</s>", "x <|user|> y", "<start_of_turn>"])
+def test_control_tokens_of_any_chat_template_are_known(tmp_path: Path, text: str) -> None:
+    rows = generated(bench(tmp_path, responses=[text]), LOW)
+    assert of_kind(rows, "response")[0]["drop_reason"] == CONTROL_TOKEN
+
+
+@pytest.mark.parametrize("text", ["if a <b> and c|d", "the list [inst]", "<s for small", "a || b"])
+def test_text_that_only_looks_like_a_control_token_stays(tmp_path: Path, text: str) -> None:
+    rows = generated(bench(tmp_path, responses=[text]), LOW)
+    assert of_kind(rows, "response")[0]["drop_reason"] is None
+
+
 def test_row_ids_are_unique_even_where_all_texts_are_equal(tmp_path: Path) -> None:
     same = ["Say it."] * 4
     rows = generated(

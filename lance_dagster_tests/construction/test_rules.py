@@ -7,17 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lance_dagster.construction.filters.rules import RULES, Generated, Rules
-from lance_dagster.errors import SettingsError
-from lance_dagster.settings import FilterSettings, SeedSettings
+from lance_dagster.settings import FilterSettings
 from lance_dagster_tests.shared_data import shared_data
 
-CONTROL_TOKENS = SeedSettings(instructions="unused", reviews="unused").control_tokens
 SENTENCE = "The lake is deep and cold, and nobody swims in it before the end of June."
 
 
 def rules(**changes: object) -> Rules:
     wide = {"instruction_words": (1, 100_000), "response_words": (1, 100_000)}
-    return Rules(FilterSettings.model_validate({**wide, **changes}), CONTROL_TOKENS)
+    return Rules(FilterSettings.model_validate({**wide, **changes}))
 
 
 def response(text: str, prompt: str = "Tell me about the lake.", tokens: int = 20) -> Generated:
@@ -42,21 +40,6 @@ def test_an_instruction_needs_a_letter_and_a_response_does_not(text: str) -> Non
 @pytest.mark.parametrize("text", ["a\x00b c", "caf\ufffd", "half \ud83d pair"])
 def test_broken_characters(text: str) -> None:
     assert rules().objection(response(text)) == "broken_characters"
-
-
-@pytest.mark.parametrize("text", ["Done.<|im_end|>", "[INST] go on", "</s>", "x <|user|> y", "<start_of_turn>"])
-def test_a_control_token_of_a_chat_template_is_dropped(text: str) -> None:
-    assert rules().objection(response(text)) == "control_token"
-
-
-@pytest.mark.parametrize("text", ["if a <b> and c|d", "the list [inst]", "<s for small", "a || b"])
-def test_text_that_only_looks_like_one_stays(text: str) -> None:
-    assert rules().objection(response(text)) is None
-
-
-def test_a_broken_pattern_is_named() -> None:
-    with pytest.raises(SettingsError, match="control_tokens"):
-        Rules(FilterSettings(), ("[",)).objection(response(SENTENCE))
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,24 @@
 """Filters that look at one generated row alone: small units, each with its own drop reason and settings.
 
 ``RULES`` is their order, cheap ones first; the first that objects names the reason. What is decided while generating
-(``truncated``, ``no_answer``) and what needs other rows (repetitions, similarity, contamination) is elsewhere.
+(``truncated``, ``no_answer``, ``control_token``) and what needs other rows (repetitions, similarity, contamination) is
+elsewhere.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from lance_dagster.construction.filters.contamination import normalise
 from lance_dagster.construction.filters.words import is_unspaced, scripts_of, split_words
-from lance_dagster.construction.seeds.quarantine import control_token_patterns
 from lance_dagster.settings import FilterSettings
 
-EMPTY, BROKEN_CHARACTERS, CONTROL_TOKEN = "empty", "broken_characters", "control_token"
+EMPTY, BROKEN_CHARACTERS = "empty", "broken_characters"
 TOO_SHORT_INSTRUCTION, TOO_LONG_INSTRUCTION = "instruction_too_short", "instruction_too_long"
 TOO_SHORT_RESPONSE, TOO_LONG_RESPONSE = "response_too_short", "response_too_long"
 TOO_FEW_TOKENS, TOO_MANY_TOKENS = "too_few_tokens", "too_many_tokens"
@@ -47,10 +47,9 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules under some settings. ``control_tokens`` are patterns, those of ``seed.control_tokens``."""
+    """The rules under some settings."""
 
     filters: FilterSettings
-    control_tokens: Sequence[str]
 
     def objection(self, row: Generated) -> str | None:
         """Why the row is dropped; None if all rules let it pass."""
@@ -65,10 +64,6 @@ class Rules:
         """U+0000, U+FFFD (bytes that were no text) or half of a surrogate pair."""
         broken = "\x00" in row.text or "\ufffd" in row.text or _has_surrogates(row.text)
         return BROKEN_CHARACTERS if broken else None
-
-    def control_token(self, row: Generated) -> str | None:
-        """A control token of a chat template as text: trained on, it would end or open a turn."""
-        return CONTROL_TOKEN if any(pattern.search(row.text) for pattern in self._control_tokens) else None
 
     def words(self, row: Generated) -> str | None:
         """Length in white-space separated words."""
@@ -130,10 +125,6 @@ class Rules:
         return REFUSAL if _REFUSAL.match(start) else None
 
     @cached_property
-    def _control_tokens(self) -> tuple[re.Pattern[str], ...]:
-        return control_token_patterns(self.control_tokens)
-
-    @cached_property
     def _character_run(self) -> re.Pattern[str] | None:
         longest = self.filters.longest_character_run
         return None if longest is None else re.compile(rf"(\S)\1{{{longest}}}")
@@ -156,7 +147,6 @@ RULES: tuple[Callable[[Rules, Generated], str | None], ...] = (
     Rules.broken_characters,
     Rules.words,
     Rules.tokens,
-    Rules.control_token,
     Rules.keyword,
     Rules.refusal,
     Rules.echo,
