@@ -197,10 +197,15 @@ class EngineSettings(Section):
     max_stage_cost: float | None = Field(
         None, ge=0.0, description="a stage stops before its generation costs more; no limit if unset", examples=[20.0]
     )
+    cache: str | None = Field(
+        None,
+        description="folder of cached completions, which several experiments may share; if unset, a folder of the "
+        "experiment's own, or of the one that it branches from",
+    )
     cache_gb: float | None = Field(
         None,
         gt=0.0,
-        description="GiB of completions that are kept per experiment, the last used first; all if unset "
+        description="GiB of completions that are kept in that folder, the last used first; all if unset "
         "(`lance-dagster cache`)",
     )
     max_batch_rows: int = Field(256, ge=1, description="transformers: prompts in one forward pass")

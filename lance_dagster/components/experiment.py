@@ -53,7 +53,9 @@ class Experiment:
     def store(self) -> ExperimentStore:
         base, branch = UPath(resolve_path(self.settings.store, self.root)), self.settings.start_from
         parent = None if branch is None else ExperimentStore(base, branch.experiment)
-        return ExperimentStore(base, self.name, parent, self.settings.first_iteration)
+        cache = self.settings.engine.cache
+        completions = None if cache is None else UPath(resolve_path(cache, self.root))
+        return ExperimentStore(base, self.name, parent, self.settings.first_iteration, completions)
 
     @cached_property
     def prompts(self) -> PromptSet:

@@ -57,6 +57,7 @@ class ExperimentStore:
     experiment: str
     parent: ExperimentStore | None = None
     first: int = 0
+    completions: UPath | None = None
 
     def owner(self, asset: str, partition: str | None = None) -> ExperimentStore:
         """The store that an artifact lies in."""
@@ -74,8 +75,10 @@ class ExperimentStore:
 
     @property
     def cache(self) -> UPath:
-        """Completions by model digest, shared by all stages of the experiment."""
-        return self.folder / "completions"
+        """Completions by model digest: ``completions`` if given, else the folder of the parent, else an own one."""
+        if self.completions is not None:
+            return self.completions
+        return self.folder / "completions" if self.parent is None else self.parent.cache
 
     def spending(self, asset: str, partition: str) -> UPath:
         """What generation for an asset has cost so far: operational figures, not part of any result."""

@@ -45,9 +45,11 @@ class StudyRun:
     def build(self) -> Experiment:
         """The experiment of this run: the variant's settings over the experiment's, then the random seeds."""
         whole = parse_settings(dict(self.settings))
+        study = f"{whole.store.rstrip('/')}/study/{self.experiment}"
         seeds = {
             "iterations": self.iterations,
-            "store": f"{whole.store.rstrip('/')}/study/{self.experiment}/seed_{self.seed}",
+            "store": f"{study}/seed_{self.seed}",
+            "engine": {"cache": whole.engine.cache or f"{study}/completions"},  # M_0 is the same for all variants
             "construction": {"seed": whole.construction.seed + SEED_STRIDE * self.seed},
             "training": {"seed": whole.training.seed + SEED_STRIDE * self.seed},
         }
@@ -98,7 +100,7 @@ def execute(run: StudyRun, log: Callable[[str], None] = print) -> Experiment:
 def _decides(experiment: Experiment) -> str:
     """Digest of what decides a run: settings (the number of iterations may grow), base model, seeds, tasks."""
     settings = experiment.settings.model_dump(mode="json")
-    del settings["iterations"], settings["model"]["threads"]
+    del settings["iterations"], settings["model"]["threads"], settings["engine"]["cache"]
     paths = [experiment.settings.model.path, experiment.settings.seed.instructions, experiment.settings.seed.reviews]
     paths += [experiment.settings.evaluation.include_path or ""]
     files = [found for path in paths if path for found in _files(Path(resolve_path(path, experiment.root)))]

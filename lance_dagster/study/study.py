@@ -7,10 +7,11 @@ it; everything else starts when a worker is free.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def run_study(study: Study, workers: int, log: Callable[[str], None]) -> list[Ou
     waiting = [run for run in runs if _needs_whole(study, run)]
     outcomes: dict[tuple[str, int], Outcome] = {}
     failures: list[BaseException] = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         running = {_submit(pool, study, run): run for run in runs if run not in waiting}
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -95,6 +96,18 @@ def _needs_whole(study: Study, run: StudyRun) -> bool:
 def _submit(pool: ProcessPoolExecutor, study: Study, run: StudyRun) -> Future[Outcome]:
     what = next(variant.what for variant in study.variants if variant.name == run.variant)
     return pool.submit(_execute, run, what)
+
+
+def end_with_parent() -> None:
+    """In a worker: end at once when the study's own process ends in any way, instead of waiting for it for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _execute(run: StudyRun, what: str) -> Outcome:

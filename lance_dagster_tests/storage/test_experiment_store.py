@@ -33,6 +33,14 @@ def test_a_relative_path_lies_in_the_project_and_others_stay(path: str, resolved
     assert resolve_path(path, ROOT) == resolved
 
 
+def test_completions_lie_in_the_folder_that_is_given_or_in_that_of_the_parent_or_in_an_own_one() -> None:
+    own = ExperimentStore(UPath("/store"), "tiny")
+    assert own.cache == UPath("/store/tiny/completions")
+    assert ExperimentStore(UPath("/store"), "branched", own, 1).cache == own.cache
+    given = UPath("/elsewhere")
+    assert ExperimentStore(UPath("/store"), "branched", own, 1, given).cache == given
+
+
 def test_a_package_path_lies_in_the_installed_package() -> None:
     resolved = Path(resolve_path("package://lance_dagster/mini/base/config.json", ROOT))
     assert resolved == Path(str(files("lance_dagster"))) / "mini" / "base" / "config.json"

@@ -52,6 +52,14 @@ def test_the_tables_hold_both_runs_with_the_oracles_view(finished: tuple[Study, 
     assert "M_1 against replay" in (study.folder / "study.md").read_text()
 
 
+def test_what_one_model_wrote_in_one_run_is_there_for_all_others(finished: tuple[Study, Path]) -> None:
+    study, root = finished
+    store = whole(study, root).build().store
+    assert store.cache == study.folder / "completions"
+    assert list(store.cache.glob("*/review/*.parquet"))
+    assert not list(study.folder.glob("seed_*/*/completions"))
+
+
 def test_replay_takes_as_many_steps_as_the_whole_experiment(finished: tuple[Study, Path]) -> None:
     study, root = finished
     store = whole(study, root).build().store
