@@ -95,6 +95,22 @@ def report(experiment: str) -> None:
     click.echo(_table(_experiment(experiment)))
 
 
+@main.command()
+@click.argument("experiment")
+@click.argument("row_id")
+def trace(experiment: str, row_id: str) -> None:
+    """Follow a row of EXPERIMENT back to its seed and forward to the checkpoints that were trained on it.
+
+    ROW_ID, or its beginning, is that of a preference pair, an SFT row, a generated row or a seed: a column of the
+    tables; the lineage page of the report and the previews in the web UI show some.
+    """
+    from lance_dagster.report.render_lineage import trace_to_text
+    from lance_dagster.report.trace import Tracer
+
+    found = _experiment(experiment)
+    click.echo(trace_to_text(Tracer(found.store, found.settings.iterations).trace(row_id)))
+
+
 def _numbers(least: float, most: float) -> Callable[[click.Context, click.Parameter, str | None], list[float] | None]:
     """Reads numbers with commas between them."""
 

@@ -13,6 +13,7 @@ from lance_dagster.components.training_assets import train_initial, trained_by
 from lance_dagster.construction.assemble import SEED_ITERATION
 from lance_dagster.construction.policy import Ancestor, PolicyModel, open_ancestor
 from lance_dagster.report.gather import gather
+from lance_dagster.report.lineage import build_lineage
 from lance_dagster.report.render import markdown_image, to_markdown
 from lance_dagster.report.write import write_report
 from lance_dagster.storage.checkpoints import CheckpointManifest, hash_folder, local_folder
@@ -182,13 +183,14 @@ def evolution_report_asset(experiment: Experiment, wiring: Wiring) -> dg.AssetsD
         partitioned=False,
         deps=("baseline_scores", "eval_scores", "drift"),
         description="Scores of the base, of M_0 and of every checkpoint with standard errors, the funnel of each "
-        "iteration, the learning curve and sample rows, over the iterations that are complete. Also report.html and "
-        "report.json.",
+        "iteration, the learning curve and sample rows, over the iterations that are complete. Also report.html, "
+        "report.json, and lineage.html with the way of sample rows back to their seeds.",
     )
     def evolution_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         outdated = outdated_iterations(Situation(Events(context.instance, wiring)))
         summary = gather(experiment.store, experiment.settings, experiment.prompts, outdated)
-        files = write_report(experiment.store.folder, summary)
+        lineage = build_lineage(experiment.store, experiment.settings.iterations, summary)
+        files = write_report(experiment.store.folder, summary, lineage)
         context.log.info(f"report over {len(summary.funnels)} iterations: {files.html}")
         curve = markdown_image(files.learning_curve.read_bytes(), "learning curve")
         return dg.MaterializeResult(
@@ -201,6 +203,7 @@ def evolution_report_asset(experiment: Experiment, wiring: Wiring) -> dg.AssetsD
                 "report": dg.MetadataValue.md(to_markdown(summary)),
                 "learning_curve": dg.MetadataValue.md(curve),
                 "report.html": dg.MetadataValue.path(str(files.html)),
+                "lineage.html": dg.MetadataValue.path(str(files.lineage)),
                 "report.json": dg.MetadataValue.path(str(files.json)),
             },
         )

@@ -15,7 +15,7 @@ from lance_dagster.report.cells import Cells
 from lance_dagster.report.pictures import Pictures
 from lance_dagster.report.summary import Summary
 
-_JINJA = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -54,7 +54,7 @@ def markdown_image(png: bytes, alt: str) -> str:
 
 def to_html(summary: Summary, pictures: Pictures) -> str:
     """One self-contained page: inline style, data: images, no script, nothing loaded from elsewhere."""
-    return _JINJA.get_template("report.html.j2").render(summary=summary, pictures=pictures, cells=cells)
+    return TEMPLATES.get_template("report.html.j2").render(summary=summary, pictures=pictures, cells=cells)
 
 
 def to_text(summary: Summary) -> str:
@@ -116,9 +116,9 @@ def _checkpoint_html(match: re.Match[str]) -> str:
     return f'<span class="m">M<sub>{match[1]}</sub>{stage}</span>'
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text for HTML, where control characters are not allowed; line ends stay."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _LINE_END.sub("\n", text))
 
 
-_JINJA.filters |= {"typeset": _typeset, "data_url": _data_url, "printable": _printable}
+TEMPLATES.filters |= {"typeset": _typeset, "data_url": _data_url, "printable": printable}
