@@ -1,7 +1,8 @@
 """The `vllm` engine: offline batches in a vLLM engine process of their own.
 
 All requests of a shard go to vLLM in one call, each with its own seed; prompts that begin alike are computed once
-(automatic prefix caching). vLLM runs the model in processes that it starts, so ``close`` gives all GPU memory back.
+(automatic prefix caching). vLLM runs the model in processes that it starts, so ``close`` gives all GPU memory back; if
+this process is killed, they are ended too.
 https://docs.vllm.ai/en/v0.32.0/ (source: vllm/entrypoints/llm.py)
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from lance_dagster.engines.chat_prompts import ChatPrompts
 from lance_dagster.engines.engine import Completion, GenerationRequest, failed
+from lance_dagster.engines.tether import guarded, stop
 from lance_dagster.engines.vllm_launch import adapter_folder, vllm_environment, vllm_identity, vllm_launch
 from lance_dagster.errors import GenerationError
 from lance_dagster.imports import heavy_imports
@@ -98,7 +100,8 @@ class VllmEngine:
         )
 
     def _started(self, folder: Path, model: ModelSettings, engine: EngineSettings) -> Any:
-        with vllm_environment(model):
+        with vllm_environment(model), guarded() as guard:
+            self._stack.callback(stop, guard)
             launch = self._stack.enter_context(vllm_launch(folder, model, engine, self._prompts.context))
             with heavy_imports():
                 from vllm import LLM

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lance_dagster.engines.engine import GenerationRequest
@@ -18,6 +21,7 @@ from lance_dagster.engines.vllm_engine import VllmEngine
 from lance_dagster.errors import GenerationError
 from lance_dagster.prompts.prompt_sets import PromptKind, load_prompt_set
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
+from lance_dagster_tests.storage.killing import HANG
 from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
@@ -136,3 +140,34 @@ def test_no_process_survives_a_closed_engine() -> None:
     engine.close()
     _, alive = psutil.wait_procs([p for p, line in started.items() if "resource_tracker" not in line], timeout=30)
     assert alive == []
+
+
+KILLED_WHILE_LOADED = """
+import sys
+from pathlib import Path
+from lance_dagster_tests.engines.test_vllm_engine import BASE, ENGINE, MODEL
+from lance_dagster.engines.vllm_engine import VllmEngine
+
+import psutil
+
+if __name__ == "__main__":
+    engine = VllmEngine(BASE, "base", MODEL, ENGINE)
+    family = psutil.Process().children(recursive=True)
+    Path(sys.argv[1]).write_text(" ".join(str(process.pid) for process in family))
+    hang()
+"""
+
+
+def test_no_process_of_vllm_outlives_a_program_that_was_killed(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
+    program, pids = tmp_path / "program.py", tmp_path / "pids"
+    program.write_text(HANG + KILLED_WHILE_LOADED)
+    process = subprocess.Popen([sys.executable, program, pids], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "ready\n" in iter(process.stdout.readline, "")
+    family = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    assert any("VLLM" in each.name() or "spawn_main" in " ".join(each.cmdline()) for each in family)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []

@@ -40,13 +40,14 @@ def test_controls_differ_in_what_their_names_say(experiment: str) -> None:
     more = with_control(experiment, "more_epochs")
     assert more.method == "replay"
     assert more.training.sft.epochs > whole.training.sft.epochs
-    assert with_control(experiment, "no_review").construction.acceptance == "all"
+    unreviewed = with_control(experiment, "no_review")
+    assert (unreviewed.construction.acceptance, unreviewed.training.steps_of) == ("all", WHOLE)
     assert with_control(experiment, "no_dpo").training.stages == ("sft",)
     assert with_control(experiment, "no_sft").training.stages == ("dpo",)
 
 
-def test_only_replay_waits_for_the_whole_experiment() -> None:
-    assert [variant.name for variant in variants() if variant.needs_whole] == ["replay"]
+def test_what_takes_as_many_steps_waits_for_the_whole_experiment() -> None:
+    assert [variant.name for variant in variants() if variant.needs_whole] == ["no_review", "replay"]
 
 
 def test_an_unknown_control_is_answered_with_those_there_are() -> None:
