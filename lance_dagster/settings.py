@@ -172,6 +172,31 @@ class OpenAISettings(Section):
     start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until a server of its own has to answer")
 
 
+class RaySettings(Section):
+    """A Ray cluster that generates: workers with an engine each."""
+
+    inner: Literal["transformers", "vllm"] = Field("transformers", description="the engine that every worker runs")
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="of a cluster that runs already ('auto' on one of its nodes, host:6379, ray://host:10001); if "
+        "unset, one is started on this machine",
+        examples=["auto"],
+    )
+    workers: int = Field(1, ge=1, le=1024, description="workers, each with the whole model")
+    cpus_per_worker: float = Field(1.0, ge=0.0, description="CPUs that a worker reserves")
+    gpus_per_worker: float = Field(
+        0.0, ge=0.0, description="GPUs that a worker reserves: for vLLM, as many as engine.vllm.tensor_parallel"
+    )
+    shared_folder: bool = Field(
+        False, description="every node reads checkpoints at the same path; if not, each worker is sent the files"
+    )
+    restarts: int = Field(
+        3, ge=0, le=100, description="times that a worker which died is started again, and its requests are asked again"
+    )
+    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until all workers have loaded the model")
+
+
 class PriceSettings(Section):
     """What generation costs, for the accounts and the budget. The default costs nothing."""
 
@@ -184,7 +209,7 @@ class PriceSettings(Section):
 class EngineSettings(Section):
     """How text is generated."""
 
-    kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
+    kind: Literal["auto", "transformers", "vllm", "openai", "ray"] = Field(
         "auto",
         description="the library that runs the model; auto: vllm where there is a GPU and vLLM is installed, else "
         "transformers",
@@ -214,6 +239,7 @@ class EngineSettings(Section):
     )
     vllm: VllmSettings = VllmSettings()
     openai: OpenAISettings = OpenAISettings()
+    ray: RaySettings = RaySettings()
 
 
 class FilterSettings(Section):

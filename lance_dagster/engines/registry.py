@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,13 +10,19 @@ from typing import NamedTuple
 
 from lance_dagster.engines.engine import TextEngine
 from lance_dagster.engines.openai_engine import OpenAIEngine, openai_identity
+from lance_dagster.engines.ray_engine import RayEngine
 from lance_dagster.engines.transformers_engine import TransformersEngine
 from lance_dagster.engines.vllm_engine import VllmEngine
 from lance_dagster.engines.vllm_launch import vllm_identity
 from lance_dagster.settings import EngineSettings, ModelSettings
 
 EngineFactory = Callable[[Path, str, ModelSettings, EngineSettings], TextEngine]
-ENGINES: dict[str, EngineFactory] = {"transformers": TransformersEngine, "vllm": VllmEngine, "openai": OpenAIEngine}
+ENGINES: dict[str, EngineFactory] = {
+    "transformers": TransformersEngine,
+    "vllm": VllmEngine,
+    "openai": OpenAIEngine,
+    "ray": RayEngine,
+}
 
 # Settings that decide what an engine writes, by their dotted names; the others change how fast it does so.
 SETTINGS_OF_TEXTS = (
@@ -24,6 +31,7 @@ SETTINGS_OF_TEXTS = (
     "engine.vllm.lora",
     "engine.openai.base_url",
     "engine.openai.model",
+    "engine.ray.inner",
     "model.dtype",
 )
 
@@ -55,6 +63,8 @@ def engine_identity(kind: str, engine: EngineSettings, model: ModelSettings) -> 
 
     The type of the weights is part of it: the same checkpoint writes other texts in another precision.
     """
+    if kind == "ray":
+        kind = engine.ray.inner
     if kind == "vllm":
         return vllm_identity(model, engine)
     if kind == "openai":
@@ -64,6 +74,8 @@ def engine_identity(kind: str, engine: EngineSettings, model: ModelSettings) -> 
 
 def gpus_of(kind: str, engine: EngineSettings, model: ModelSettings) -> int:
     """How many GPUs of this machine or cluster the engine holds while it is loaded."""
+    if kind == "ray":
+        return math.ceil(engine.ray.workers * engine.ray.gpus_per_worker)
     if model.device == "cpu" or (kind == "openai" and engine.openai.base_url is not None):
         return 0
     import torch

@@ -62,14 +62,19 @@ class PairOrder:
 def measure_model(
     folder: Path, digest: str, settings: EvolutionSettings, prompts: PromptSet, world: World
 ) -> dict[str, Any]:
-    """``answering`` and ``reviewing`` of the model in ``folder`` on the split `test`, sampled as the settings say."""
+    """``answering`` and ``reviewing`` of the model in ``folder``, sampled as the settings say, and the ``split``.
+
+    That is `dev` where the settings score on a development set, so that a choice of settings never sees the other.
+    """
     from lance_dagster.engines.registry import ENGINES, engine_kind
 
+    split: Split = "dev" if all(task.endswith("_dev") for task in settings.evaluation.tasks) else "test"
     load, construction = ENGINES[engine_kind(settings.engine, settings.model).kind], settings.construction
     with closing(load(folder, digest, settings.model, settings.engine)) as engine:
         return {
-            "answering": asdict(measure_answering(engine, prompts, world, construction.response)),
-            "reviewing": asdict(measure_reviewing(engine, prompts, world, construction.review)),
+            "split": split,
+            "answering": asdict(measure_answering(engine, prompts, world, construction.response, split=split)),
+            "reviewing": asdict(measure_reviewing(engine, prompts, world, construction.review, split=split)),
         }
 
 

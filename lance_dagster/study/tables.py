@@ -77,7 +77,7 @@ def oracle_table(outcomes: Sequence[Outcome]) -> str:
         "",
         f"The untouched base: pass@1 {_percent(answering['pass_at_1'])}, pass@{answering['k']} "
         f"{_percent(answering['pass_at_k'])}, AUC on held-out reviews {_auc(base['base']['reviewing']['auc'])} "
-        f"(split `test`, {answering['items']} items).",
+        f"(split `{base['base']['split']}`, {answering['items']} items).",
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,192 @@
+"""The `ray` engine: another engine on every worker of a Ray cluster.
+
+Workers are actors that load the checkpoint once and stay for the whole stage. (Ray Data would start its actors anew for
+every shard, and load the model each time.) Each takes the next piece of a shard when it is done with one. A worker that
+dies is started again, on another node if need be, and its pieces are generated again; as every request has a seed of
+its own, the texts are the same. https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lance_dagster.engines.engine import Completion, GenerationRequest, TextEngine
+from lance_dagster.errors import GenerationError
+from lance_dagster.settings import EngineSettings, ModelSettings, RaySettings
+
+_PIECES_PER_WORKER = 4  # of a shard: enough that workers end at about the same time
+_SMALLEST_PIECE = 64  # requests; less would leave the worker's batches half empty
+_AHEAD = 2  # pieces that lie at a worker, so that it never waits for the next one
+
+
+class RayEngine:
+    """Starts the workers that ``engine.ray`` asks for. Raises GenerationError where they cannot be had."""
+
+    def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
+        from lance_dagster.engines.registry import engine_identity
+
+        self._digest = digest
+        self._identity = engine_identity("ray", engine, model)
+        with ExitStack() as stack:
+            _join(engine.ray, stack)
+            self._workers = _start(folder, digest, model, engine)
+            stack.callback(_end, self._workers)
+            _wait_for(self._workers, engine.ray)
+            self._stack = stack.pop_all()
+
+    @property
+    def model_digest(self) -> str:
+        return self._digest
+
+    @property
+    def identity(self) -> str:
+        """That of the inner engine: where it runs does not change what it writes."""
+        return self._identity
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        import ray
+
+        size = max(_SMALLEST_PIECE, math.ceil(len(requests) / (_PIECES_PER_WORKER * len(self._workers))))
+        waiting = [range(start, min(start + size, len(requests))) for start in range(0, len(requests), size)][::-1]
+        answers: dict[int, Completion] = {}
+        running: dict[Any, tuple[Any, range]] = {}
+        free = [worker for _ in range(_AHEAD) for worker in self._workers][::-1]
+        while waiting or running:
+            while waiting and free:
+                worker, piece = free.pop(), waiting.pop()
+                running[worker.generate.remote([requests[i] for i in piece])] = worker, piece
+            [done], _ = ray.wait(list(running), num_returns=1)
+            worker, piece = running.pop(done)
+            answers.update(zip(piece, _result(done), strict=True))
+            free.append(worker)
+        return [answers[i] for i in range(len(requests))]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _Worker:
+    """What runs on the cluster: an inner engine, on this node's own copy of the checkpoint."""
+
+    def __init__(
+        self, inner: str, digest: str, model: ModelSettings, engine: EngineSettings, folder: str, files: dict[str, Any]
+    ) -> None:
+        import ray
+
+        from lance_dagster.engines.registry import ENGINES
+
+        self._copy = tempfile.TemporaryDirectory(prefix="lance_ray_")
+        source = Path(folder)
+        if files:
+            source = Path(self._copy.name)
+            for name, content in files.items():
+                (source / name).write_bytes(ray.get(content))
+        self._engine: TextEngine = ENGINES[inner](source, digest, model, engine)
+
+    def process(self) -> int:
+        """Its process id; answered once the model is loaded."""
+        return os.getpid()
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        return self._engine.generate(requests)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _join(settings: RaySettings, stack: ExitStack) -> None:
+    """Connect to the cluster of the settings, or start one on this machine that ends with the engine."""
+    if find_spec("ray") is None:
+        raise GenerationError(
+            "engine.kind is 'ray', but Ray is not installed: pip install 'lance-dagster[ray]' here and on every node"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    where = {"address": settings.address} if settings.address else {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise GenerationError(
+            f"engine.ray.address: no Ray cluster at {settings.address} ({error}). `ray status` on its head node shows "
+            "whether it runs; leave the address out to start one on this machine."
+        ) from error
+    stack.callback(ray.shutdown)
+
+
+def _start(folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> list[Any]:
+    """The worker actors. They may not run yet."""
+    import ray
+
+    chosen = engine.ray
+    files = {}
+    if not chosen.shared_folder:
+        files = {path.name: ray.put(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
+    gpus = chosen.gpus_per_worker
+    actor = ray.remote(_Worker).options(
+        num_cpus=chosen.cpus_per_worker,
+        num_gpus=gpus,
+        max_restarts=chosen.restarts,
+        max_task_retries=chosen.restarts,
+        scheduling_strategy="SPREAD",
+    )
+    return [
+        actor.remote(chosen.inner, digest, model, engine, str(folder.resolve()), files) for _ in range(chosen.workers)
+    ]
+
+
+def _wait_for(workers: list[Any], settings: RaySettings) -> None:
+    """Until every worker has loaded the model."""
+    import ray
+
+    _, late = ray.wait(
+        [worker.process.remote() for worker in workers], num_returns=len(workers), timeout=settings.start_timeout_s
+    )
+    if late:
+        there = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        raise GenerationError(
+            f"{len(late)} of {len(workers)} Ray workers had not loaded the model after {settings.start_timeout_s:g} s. "
+            f"They ask for {settings.cpus_per_worker:g} CPUs and {settings.gpus_per_worker:g} GPUs each, the cluster "
+            f"has {there}. Lower engine.ray.workers or what each asks for, or raise engine.ray.start_timeout_s."
+        )
+    for worker in workers:
+        _result(worker.process.remote())
+
+
+def _result(reference: Any) -> Any:
+    import ray
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except GenerationError as error:  # of the inner engine; Ray raises it as an error of both types
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise GenerationError(f"on a Ray worker: {cause}") from error
+    except RayActorError as error:
+        raise GenerationError(
+            f"a Ray worker died, also after it was started again ({error}). Texts of earlier shards are kept. If its "
+            "node ran out of memory, give each worker more CPUs or GPUs, so that fewer share a node."
+        ) from error
+    except RayError as error:
+        raise GenerationError(f"Ray stopped: {error}. Texts of earlier shards are kept.") from error
+
+
+def _end(workers: list[Any]) -> None:
+    """Let the inner engines end their processes, then end the workers."""
+    import ray
+    from ray.exceptions import RayError
+
+    closing = [worker.close.remote() for worker in workers]
+    with suppress(RayError):
+        ray.wait(closing, num_returns=len(closing), timeout=30)
+    for worker in workers:
+        ray.kill(worker)
