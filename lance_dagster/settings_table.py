@@ -1,7 +1,7 @@
 """docs/settings.md, made from the settings themselves: `python -m lance_dagster.settings_table > docs/settings.md`.
 
-Names, ranges, defaults and descriptions come from the package settings. What the paper and the released code do is said here,
-for the switches on which they disagree or on which one of them is silent.
+Names, ranges, defaults and descriptions come from the package settings. What the paper and the released code do is said
+here, for the switches on which they disagree or on which one of them is silent.
 """
 
 from __future__ import annotations
