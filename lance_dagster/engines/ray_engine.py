@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -39,6 +40,7 @@ class RayEngine:
             self._workers = _start(folder, digest, model, engine)
             stack.callback(_end, self._workers)
             _wait_for(self._workers, engine.ray)
+            stack.callback(_close_inner, self._workers)
             self._stack = stack.pop_all()
 
     @property
@@ -90,9 +92,11 @@ class _Worker:
                 (source / name).write_bytes(ray.get(content))
         self._engine: TextEngine = ENGINES[inner](source, digest, model, engine)
 
-    def process(self) -> int:
-        """Its process id; answered once the model is loaded."""
-        return os.getpid()
+    def place(self) -> tuple[str, int]:
+        """Its node and its process id; answered once the model is loaded."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         return self._engine.generate(requests)
@@ -114,13 +118,21 @@ def _join(settings: RaySettings, stack: ExitStack) -> None:
         return
     where = {"address": settings.address} if settings.address else {"address": "local", "include_dashboard": False}
     try:
+        _knock(settings.address)
         ray.init(**where, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise GenerationError(
             f"engine.ray.address: no Ray cluster at {settings.address} ({error}). `ray status` on its head node shows "
             "whether it runs; leave the address out to start one on this machine."
         ) from error
     stack.callback(ray.shutdown)
+
+
+def _knock(address: str | None) -> None:
+    """OSError at once where nothing listens; Ray itself tries for minutes and then ends the program."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _start(folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> list[Any]:
@@ -149,7 +161,7 @@ def _wait_for(workers: list[Any], settings: RaySettings) -> None:
     import ray
 
     _, late = ray.wait(
-        [worker.process.remote() for worker in workers], num_returns=len(workers), timeout=settings.start_timeout_s
+        [worker.place.remote() for worker in workers], num_returns=len(workers), timeout=settings.start_timeout_s
     )
     if late:
         there = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
@@ -159,7 +171,7 @@ def _wait_for(workers: list[Any], settings: RaySettings) -> None:
             f"has {there}. Lower engine.ray.workers or what each asks for, or raise engine.ray.start_timeout_s."
         )
     for worker in workers:
-        _result(worker.process.remote())
+        _result(worker.place.remote())
 
 
 def _result(reference: Any) -> Any:
@@ -180,13 +192,20 @@ def _result(reference: Any) -> Any:
         raise GenerationError(f"Ray stopped: {error}. Texts of earlier shards are kept.") from error
 
 
-def _end(workers: list[Any]) -> None:
-    """Let the inner engines end their processes, then end the workers."""
+def _close_inner(workers: list[Any]) -> None:
+    """Let the inner engines end their own processes."""
     import ray
     from ray.exceptions import RayError
 
-    closing = [worker.close.remote() for worker in workers]
-    with suppress(RayError):
-        ray.wait(closing, num_returns=len(closing), timeout=30)
-    for worker in workers:
-        ray.kill(worker)
+    if ray.is_initialized():  # else the program has left the cluster, and its workers with it
+        closing = [worker.close.remote() for worker in workers]
+        with suppress(RayError):
+            ray.wait(closing, num_returns=len(closing), timeout=30)
+
+
+def _end(workers: list[Any]) -> None:
+    import ray
+
+    if ray.is_initialized():
+        for worker in workers:
+            ray.kill(worker)

@@ -27,8 +27,10 @@ def copy_of(evolved: Tiny, root: Path, **changes: Any) -> Tiny:
 
 
 def with_engine(evolved: Tiny, root: Path, kind: str) -> Tiny:
-    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
-    return copy_of(evolved, root, engine={"kind": kind, "vllm": {"cache_gb": 0.25}}, model={"device": "auto"})
+    if kind != "ray":
+        pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
+    engine = {"kind": kind, "vllm": {"cache_gb": 0.25}, "ray": {"workers": 2, "cpus_per_worker": 0.5}}
+    return copy_of(evolved, root, engine=engine, model={"device": "auto"})
 
 
 def assert_same_reviews(tiny: Tiny, evolved: Tiny) -> None:
@@ -43,8 +45,9 @@ def test_a_seed_is_reviewed_alike_through_a_server(evolved: Tiny, tmp_path: Path
     assert_same_reviews(tiny, evolved)
 
 
-def test_an_iteration_is_constructed_as_well_by_vllm(evolved: Tiny, tmp_path: Path) -> None:
-    tiny = with_engine(evolved, tmp_path, "vllm")
+@pytest.mark.parametrize("kind", ["vllm", "ray"])
+def test_an_iteration_is_constructed_as_well_by_another_engine(evolved: Tiny, tmp_path: Path, kind: str) -> None:
+    tiny = with_engine(evolved, tmp_path, kind)
     assert tiny.run("one_iteration", "000", select=GENERATED).success
     assert_same_reviews(tiny, evolved)
     ours, theirs = (t.table("candidate_ledger", "000").to_pylist() for t in (tiny, evolved))
