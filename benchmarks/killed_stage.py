@@ -1,6 +1,6 @@
 """A stage of generation that is killed twenty times at random moments, with each real engine: is every row there once?
 
-A program generates 4,096 answers with the embedded model in shards of 64, and is killed with SIGKILL between 0 and
+A program generates 16,384 answers with the embedded model in shards of 64, and is killed with SIGKILL between 0 and
 KILL_WITHIN seconds after its engine has loaded, again and again; the last one may end. Then the cache must hold every
 request exactly once, nothing half-written is read, the texts are those of a stage that nobody disturbed (rounding in
 other batches aside), and no process is left. `python benchmarks/killed_stage.py transformers` runs one engine alone.
@@ -29,7 +29,7 @@ from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettin
 from lance_dagster.storage.tables import read_table
 
 BASE = Path(__file__).parents[1] / "lance_dagster/mini/base"
-REQUESTS, SHARD, KILLS, KILL_WITHIN = 4096, 64, 20, 3.0
+REQUESTS, SHARD, KILLS, KILL_WITHIN = 16_384, 64, 20, 0.5
 MODEL = ModelSettings(path=str(BASE), dtype="float32", device="auto", threads=1)
 KINDS = ("transformers", "vllm", "openai", "ray")
 
@@ -43,7 +43,7 @@ def settings(kind: str) -> EngineSettings:
 def requests() -> list[GenerationRequest]:
     prompts, sampling = load_prompt_set("mini_v1"), SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=24)
     return [
-        GenerationRequest(tuple(prompts.messages("answer", instruction=f"Add {i % 64} and {i // 64}.")), sampling, i)
+        GenerationRequest(tuple(prompts.messages("answer", instruction=f"Add {i % 128} and {i // 128}.")), sampling, i)
         for i in range(REQUESTS)
     ]
 
@@ -92,7 +92,9 @@ def check(kind: str, rng: random.Random) -> dict[str, int]:
             process.kill()
             process.wait()
             kills += 1
-            _, left = psutil.wait_procs(family, timeout=60)
+            # Two agents of a Ray node hold no model, and end by themselves a minute or more later.
+            models = [each for each in family if not (each.is_running() and each.name().endswith("Agent"))]
+            _, left = psutil.wait_procs(models, timeout=60)
             left = [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
             assert not left, f"{kind}: {left} outlived the program that was killed"
             progress.append(len(rows_of(folder)))
