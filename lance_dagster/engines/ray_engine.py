@@ -37,7 +37,9 @@ class RayEngine:
         self._identity = engine_identity("ray", engine, model)
         with ExitStack() as stack:
             _join(engine.ray, stack)
-            self._workers = _start(folder, digest, model, engine)
+            # Kept as long as the workers: one that is started again fetches them anew.
+            self._files = {} if engine.ray.shared_folder else _sent(folder)
+            self._workers = _start(folder, digest, model, engine, self._files)
             stack.callback(_end, self._workers)
             _wait_for(self._workers, engine.ray)
             stack.callback(_close_inner, self._workers)
@@ -135,18 +137,21 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _start(folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> list[Any]:
+def _sent(folder: Path) -> dict[str, Any]:
+    """The files of a checkpoint in Ray's object store, by their names."""
+    import ray
+
+    return {path.name: ray.put(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _start(folder: Path, digest: str, model: ModelSettings, engine: EngineSettings, files: dict[str, Any]) -> list[Any]:
     """The worker actors. They may not run yet."""
     import ray
 
     chosen = engine.ray
-    files = {}
-    if not chosen.shared_folder:
-        files = {path.name: ray.put(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
-    gpus = chosen.gpus_per_worker
     actor = ray.remote(_Worker).options(
         num_cpus=chosen.cpus_per_worker,
-        num_gpus=gpus,
+        num_gpus=chosen.gpus_per_worker,
         max_restarts=chosen.restarts,
         max_task_retries=chosen.restarts,
         scheduling_strategy="SPREAD",
