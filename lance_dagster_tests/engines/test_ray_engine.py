@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from lance_dagster.engines.engine import GenerationRequest
@@ -20,6 +19,7 @@ from lance_dagster.engines.transformers_engine import TransformersEngine
 from lance_dagster.errors import GenerationError
 from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
+from lance_dagster_tests.engines.test_tether import ended
 from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
@@ -92,12 +92,12 @@ def test_the_workers_are_on_two_nodes(engine: RayEngine) -> None:
 def test_a_worker_that_is_killed_is_replaced_and_each_row_exists_once(
     engine: RayEngine, alone: TransformersEngine
 ) -> None:
-    asked, before = requests(2400), [process for _, process in places(engine)]
-    killed = threading.Timer(0.5, os.kill, (before[0], signal.SIGKILL))
+    asked, before = requests(4800), [process for _, process in places(engine)]
+    killed = threading.Timer(0.2, os.kill, (before[0], signal.SIGKILL))
     killed.start()
     answers = engine.generate(asked)
     killed.join()
-    assert not psutil.pid_exists(before[0]) or psutil.Process(before[0]).status() == psutil.STATUS_ZOMBIE
+    assert ended(before[0])
     assert len(answers) == len(asked)
     assert all(answer.error is None for answer in answers)
     sample = slice(0, 600)
