@@ -31,9 +31,16 @@ class ParquetIOManager(dg.UPathIOManager):
             "rows": obj.num_rows,
             "digest": table_digest(obj),
             "dagster/column_schema": column_schema(obj.schema),
-            "dagster/uri": str(self._get_path(context)),
+            "dagster/uri": str(self._location(context)),
             "preview": preview(obj),
         }
+
+    def _location(self, context: dg.OutputContext) -> UPath:
+        """The file that this output is written to."""
+        if not context.has_asset_partitions:
+            return self._get_path(context)
+        (path,) = self._get_paths_for_partitions(context).values()
+        return path
 
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:

@@ -45,7 +45,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Use:
-    """A checkpoint that was trained on the row. ``current``: the set holds now what it was trained on."""
+    """A checkpoint that is trained on the row. ``current``: the set holds now what it was trained on, if it was."""
 
     row: str  # the row itself, or the pair that holds it
     table: str
@@ -253,7 +253,7 @@ class Tracer:
         key = iteration_key(iteration)
         place = _place(checkpoint, iteration)
         if not self.store.manifest(checkpoint, key).exists():
-            return Use(row, _place(table, iteration), place, "not trained yet", False)
+            return Use(row, _place(table, iteration), place, "not trained yet", True)
         manifest = self.store.checkpoint(checkpoint, key)
         return Use(
             row,

@@ -56,6 +56,15 @@ def test_the_data_version_of_a_table_is_the_digest_of_its_content(evolved: Tiny)
         assert tags["dagster/data_version"] == table_digest(evolved.table(asset, "001")), asset
 
 
+def test_the_web_ui_is_told_where_each_table_lies(evolved: Tiny) -> None:
+    for asset, partition in (("seed_instructions", None), ("sft_set", "000"), ("sft_set", "001")):
+        key, keys = dg.AssetKey(["tiny", asset]), None if partition is None else [partition]
+        [record] = evolved.instance.fetch_materializations(dg.AssetRecordsFilter(key, keys), limit=1).records
+        assert record.asset_materialization is not None
+        told = record.asset_materialization.metadata["dagster/uri"].value
+        assert Path(str(told)) == Path(str(evolved.experiment.store.table(asset, partition)))
+
+
 def test_sft_and_dpo_change_every_weight_matrix(evolved: Tiny) -> None:
     chain = [("initial_checkpoint", "current"), ("sft_checkpoint", "000"), ("dpo_checkpoint", "000")]
     for (before, partition), (after, next_partition) in pairwise(chain):
