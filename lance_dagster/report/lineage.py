@@ -30,7 +30,6 @@ class Round:
 
     iteration: int
     policy: str  # such as M_1 = dpo_checkpoint[000]
-    digest: str
     stages: tuple[Trained, ...]
 
 
@@ -92,7 +91,7 @@ def _round(store: ExperimentStore, tracer: Tracer, iteration: int) -> Round:
             )
         )
     place = policy.asset if iteration == 0 else f"{policy.asset}[{policy.partition}]"
-    return Round(iteration, f"M_{iteration} = {place}", policy.digest, tuple(stages))
+    return Round(iteration, f"M_{iteration} = {place}", tuple(stages))
 
 
 def _rows(samples: Samples) -> list[str]:

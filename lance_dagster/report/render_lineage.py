@@ -21,10 +21,13 @@ def lineage_to_html(lineage: Lineage) -> str:
 def trace_to_text(trace: Trace) -> str:
     """The row, indented below it what it was made from, and at the end the checkpoints that were trained on it."""
     lines = [*_node(trace.node, "", 0, set()), ""]
-    if not trace.uses:
+    if all(use.model is None for use in trace.uses):
         lines.append("No checkpoint was trained on it.")
     for use in trace.uses:
         held = "" if use.row == trace.node.row_id else f", in pair {use.row}"
+        if use.model is None:
+            lines.append(f"not trained yet: {use.checkpoint}, from {use.table}{held}")
+            continue
         version = "" if use.current else ", which held something else then"
         lines.append(f"trained on it: {use.checkpoint}, {use.model}, from {use.table}{held}{version}")
     return "\n".join(lines)

@@ -45,12 +45,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Use:
-    """A checkpoint that is trained on the row. ``current``: the set holds now what it was trained on, if it was."""
+    """A set that holds the row, and the checkpoint that was trained on it; ``model`` is None while there is none.
+
+    ``current``: the set holds now what the checkpoint was trained on.
+    """
 
     row: str  # the row itself, or the pair that holds it
     table: str
     checkpoint: str
-    model: str
+    model: str | None
     current: bool
 
 
@@ -253,7 +256,7 @@ class Tracer:
         key = iteration_key(iteration)
         place = _place(checkpoint, iteration)
         if not self.store.manifest(checkpoint, key).exists():
-            return Use(row, _place(table, iteration), place, "not trained yet", True)
+            return Use(row, _place(table, iteration), place, None, False)
         manifest = self.store.checkpoint(checkpoint, key)
         return Use(
             row,

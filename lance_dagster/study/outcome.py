@@ -117,7 +117,8 @@ def _oracle(
 def _model_measures(experiment: Experiment, digest: str, world: World, log: Callable[[str], None]) -> dict[str, Any]:
     """pass@k and reviewing of one model, measured once per study and sampling."""
     construction = experiment.settings.construction
-    sampled_as = json_digest([construction.response.model_dump(), construction.review.model_dump()])
+    tasks = list(experiment.settings.evaluation.tasks)  # they decide the split
+    sampled_as = json_digest([construction.response.model_dump(), construction.review.model_dump(), tasks])
     kept = experiment.store.base.parent / "measured" / f"{digest}_{sampled_as}.json"
     if not kept.exists():
         log(f"measuring {digest} against the world's oracle")

@@ -141,3 +141,12 @@ def test_the_report_comes_with_a_lineage_page(evolved: Tiny) -> None:
         for row in [*samples["sft"], *samples["pairs"]]:
             assert f'id="{row["row_id"]}"' in page
     assert "<script" not in page and "http" not in page.split("</head>")[1]
+
+
+def test_a_checkpoint_that_is_not_there_yet_was_not_trained_on_the_row(evolved: Tiny, tmp_path: Path) -> None:
+    tiny = copy_of(evolved, tmp_path)
+    Path(str(tiny.experiment.store.manifest("dpo_checkpoint", "001"))).unlink()
+    pair = rows(tiny, "preference_set", "001", iteration=1)[0]
+    text = trace_to_text(Tracer(tiny.experiment.store, 3).trace(pair["row_id"]))
+    assert "not trained yet: dpo_checkpoint[001], from preference_set[001]" in text
+    assert "No checkpoint was trained on it." in text
