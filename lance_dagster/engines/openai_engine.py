@@ -47,8 +47,8 @@ class OpenAIEngine:
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
         from lance_dagster.engines.vllm_server import vllm_server
 
-        self._digest = digest
-        self._identity = openai_identity(model, engine)
+        self.model_digest = digest
+        self.identity = openai_identity(model, engine)
         self._settings = engine.openai
         self._model = engine.openai.model or digest
         self._key = os.environ.get(engine.openai.key_variable)
@@ -62,14 +62,6 @@ class OpenAIEngine:
                 self._url = engine.openai.base_url.rstrip("/")
             asyncio.run(self._check_model())
             self._stack = stack.pop_all()
-
-    @property
-    def model_digest(self) -> str:
-        return self._digest
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         return asyncio.run(self._generate(requests))

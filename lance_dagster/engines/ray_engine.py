@@ -33,8 +33,9 @@ class RayEngine:
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
         from lance_dagster.engines.registry import engine_identity
 
-        self._digest = digest
-        self._identity = engine_identity("ray", engine, model)
+        self.model_digest = digest
+        # That of the inner engine: where it runs does not change what it writes.
+        self.identity = engine_identity("ray", engine, model)
         with ExitStack() as stack:
             _join(engine.ray, stack)
             # Kept as long as the workers: one that is started again fetches them anew.
@@ -44,15 +45,6 @@ class RayEngine:
             _wait_for(self._workers, engine.ray)
             stack.callback(_close_inner, self._workers)
             self._stack = stack.pop_all()
-
-    @property
-    def model_digest(self) -> str:
-        return self._digest
-
-    @property
-    def identity(self) -> str:
-        """That of the inner engine: where it runs does not change what it writes."""
-        return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         import ray

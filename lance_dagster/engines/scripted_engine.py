@@ -27,13 +27,9 @@ class ScriptedEngine:
         fail_after: int | None = None,
     ) -> None:
         self._answer = answer
-        self._digest = digest
+        self.model_digest = digest
         self._fail_after = fail_after
         self.requests: list[GenerationRequest] = []
-
-    @property
-    def model_digest(self) -> str:
-        return self._digest
 
     @property
     def identity(self) -> str:

@@ -19,19 +19,11 @@ class TransformersEngine:
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
         from lance_dagster.storage.models import load_model
 
-        self._digest = digest
+        self.model_digest = digest
         self._settings = engine
-        self._identity = f"transformers/{model.dtype}"
+        self.identity = f"transformers/{model.dtype}"
         self._prompts = ChatPrompts(folder)
         self._model: Any = load_model(folder, model).eval()
-
-    @property
-    def model_digest(self) -> str:
-        return self._digest
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         encoded = [self._prompts.encode(request) for request in requests]

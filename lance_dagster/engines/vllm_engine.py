@@ -26,8 +26,8 @@ class VllmEngine:
     """Loads a checkpoint folder into vLLM. Raises GenerationError where vLLM is missing or cannot run it."""
 
     def __init__(self, folder: Path, digest: str, model: ModelSettings, engine: EngineSettings) -> None:
-        self._digest = digest
-        self._identity = vllm_identity(model, engine)
+        self.model_digest = digest
+        self.identity = vllm_identity(model, engine)
         self._prompts = ChatPrompts(folder, engine.vllm.max_context)
         self._stack = ExitStack()
         self._adapter = None if engine.vllm.lora is None else adapter_folder(engine.vllm.lora)
@@ -35,14 +35,6 @@ class VllmEngine:
             self._llm = self._started(folder, model, engine)
             self._stack.callback(self._llm.llm_engine.engine_core.shutdown)
             self._stack = self._stack.pop_all()
-
-    @property
-    def model_digest(self) -> str:
-        return self._digest
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         encoded = [self._prompts.encode(request) for request in requests]
