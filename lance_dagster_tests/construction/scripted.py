@@ -26,10 +26,11 @@ from lance_dagster.engines.batch import BatchRunner
 from lance_dagster.engines.engine import Completion, GenerationRequest
 from lance_dagster.engines.scripted_engine import ScriptedEngine
 from lance_dagster.prompts.prompt_sets import PROMPT_KINDS, PromptKind, PromptSet, load_prompt_set
-from lance_dagster.records import row_id
+from lance_dagster.records import SEED_INSTRUCTIONS, SEED_REVIEWS, row_id, table_of
 from lance_dagster.settings import EvolutionSettings, parse_settings
 
 PROMPT_SETS = ("mini_v1", "lance_v1")
+INSTRUCTION, RESPONSE, FLAWED = "instruction", "response", "flawed_response"
 Row = dict[str, Any]
 
 
@@ -59,6 +60,31 @@ def seed(text: str, worth: str = "9", origin: str = "seed") -> Row:
         "response": response,
         "origin": origin,
     }
+
+
+LOW, HIGH = seed("ice", "3"), seed("fire", "9")
+OPEN = {"rouge_threshold": 1.0}  # ROUGE-L keeps everything but exact repetitions
+NO_REVIEWS = table_of([], SEED_REVIEWS)
+
+
+def seed_instructions(*rows: Row) -> pa.Table:
+    columns = ("seed_id", "instruction", "response")
+    return table_of(
+        [{**{name: row[name] for name in columns}, "source": "s", "position": i} for i, row in enumerate(rows)],
+        SEED_INSTRUCTIONS,
+    )
+
+
+def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+def fates(rows: Sequence[Row], kind: str) -> list[str | None]:
+    return [row["drop_reason"] for row in of_kind(rows, kind)]
+
+
+def filters(**changes: Any) -> dict[str, Any]:
+    return {"filters": changes}
 
 
 def settings(prompt_set: str = "mini_v1", **sections: Mapping[str, Any]) -> EvolutionSettings:

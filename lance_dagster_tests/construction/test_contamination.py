@@ -1,10 +1,22 @@
 import json
 import random
+from pathlib import Path
 
 import pytest
 
 from lance_dagster.construction.filters.contamination import EvaluationIndex, EvaluationText, normalise
-from lance_dagster_tests.construction.scripted import evaluation_of
+from lance_dagster_tests.construction.scripted import (
+    FLAWED,
+    HIGH,
+    INSTRUCTION,
+    LOW,
+    RESPONSE,
+    bench,
+    evaluation_of,
+    fates,
+    filters,
+    of_kind,
+)
 from lance_dagster_tests.shared_data import shared_data
 
 
@@ -150,3 +162,50 @@ def test_hardly_any_gsm8k_training_question_overlaps_with_the_test_questions() -
     found = [overlap for line in lines["train"] if (overlap := exam.overlap(json.loads(line)["question"]))]
     assert 0 < len(found) < 0.01 * len(lines["train"]), "templates that both sets use, such as 'how much money does'"
     assert all(len(overlap.words.split()) == 13 for overlap in found)
+
+
+# In the ledger
+
+
+def test_of_a_contaminated_instruction_nothing_is_kept(tmp_path: Path) -> None:
+    rows = bench(tmp_path, instructions=["What is 1+1", "Name a lake."]).ledger(LOW, questions=["WHAT IS 1 + 1 ?"])
+    kept = {row["instruction"] for row in rows if row["kept"]}
+    assert kept == {"Name a lake."}
+    assert fates(rows, RESPONSE) == ["contaminated", "contaminated", None, None]
+
+
+def test_flawed_responses_to_an_evaluation_question_in_the_seed_are_dropped(tmp_path: Path) -> None:
+    rows = bench(tmp_path, flawed=["Not so. worth 1"]).ledger(HIGH, questions=[HIGH["instruction"]])
+    assert fates(rows, FLAWED) == ["contaminated"] * 2
+
+
+def test_the_contamination_filter_can_be_turned_off(tmp_path: Path) -> None:
+    rows = bench(tmp_path, instructions=["What is 1 + 1?"], construction=filters(contamination="off")).ledger(
+        LOW, questions=["What is 1 + 1?"]
+    )
+    assert fates(rows, INSTRUCTION) == [None, None]
+
+
+def test_a_run_of_words_in_a_response_drops_that_response_alone(tmp_path: Path) -> None:
+    quoted = " ".join(f"w{i}" for i in range(13))
+    made = bench(tmp_path, instructions=["Name a lake.", "Name a river."], responses=[f"So: {quoted}, worth 9"])
+    _, ledger = made.made(LOW, questions=[f"start {quoted} end"])
+    assert fates(ledger.rows.to_pylist(), RESPONSE) == ["contaminated", None, None, None]
+    (hit,) = ledger.hits.to_pylist()
+    assert (hit["row_id"], hit["part"], hit["task"]) == (
+        of_kind(ledger.rows.to_pylist(), RESPONSE)[0]["row_id"],
+        "response",
+        "exam",
+    )
+    assert hit["words"] == quoted
+    assert not hit["whole"]
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("drop", False), ("flag", True), ("off", True)])
+def test_contaminated_rows_are_dropped_flagged_or_not_looked_for(tmp_path: Path, mode: str, kept: bool) -> None:
+    made = bench(tmp_path, instructions=["What is 1+1", "Name a lake."], construction=filters(contamination=mode))
+    _, ledger = made.made(LOW, questions=["WHAT IS 1 + 1 ?"])
+    row = of_kind(ledger.rows.to_pylist(), INSTRUCTION)[0]
+    assert row["kept"] == kept
+    assert row["contaminated"] == (None if mode == "off" else True)
+    assert len(ledger.hits) == (0 if mode == "off" else 3), "the instruction and its two responses"

@@ -10,9 +10,8 @@ from lance_dagster.construction.assemble import preference_set, sft_set
 from lance_dagster.construction.filters.contamination import EvaluationIndex
 from lance_dagster.methods.registry import method_named
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, PREFERENCE_SET, SEED_REVIEWS, table_of
-from lance_dagster_tests.construction.scripted import bench, seed
+from lance_dagster_tests.construction.scripted import HIGH, LOW, bench
 
-LOW, HIGH = seed("ice", "3"), seed("fire", "9")
 NO_REVIEWS = table_of([], SEED_REVIEWS)
 
 

@@ -1,4 +1,3 @@
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,30 +9,27 @@ import pytest
 
 from lance_dagster.construction import acceptance, filter_stage, generate
 from lance_dagster.construction.filters import contamination, rules
-from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.ledger import build_ledger, funnel
 from lance_dagster.engines.engine import Completion, failed
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, table_of
-from lance_dagster.storage.tables import table_digest
-from lance_dagster_tests.construction.scripted import PROMPT_SETS, Row, bench, cut, evaluation_of, raw, seed, unlike
+from lance_dagster_tests.construction.scripted import (
+    FLAWED,
+    HIGH,
+    INSTRUCTION,
+    LOW,
+    PROMPT_SETS,
+    RESPONSE,
+    Row,
+    bench,
+    cut,
+    evaluation_of,
+    filters,
+    of_kind,
+    raw,
+    seed,
+)
 from lance_dagster_tests.tiny import REPOSITORY
-
-LOW, HIGH = seed("ice", "3"), seed("fire", "9")
-OPEN = {"rouge_threshold": 1.0}  # ROUGE-L keeps everything but exact repetitions
-
-
-def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
-    return [row for row in rows if row["kind"] == kind]
-
-
-def fates(rows: Sequence[Row], kind: str) -> list[str | None]:
-    return [row["drop_reason"] for row in of_kind(rows, kind)]
-
-
-def filters(**changes: Any) -> dict[str, Any]:
-    return {"filters": changes}
-
 
 # Every drop reason
 
@@ -53,7 +49,6 @@ class Case:
     prompts: str = "mini_v1"
 
 
-INSTRUCTION, RESPONSE, FLAWED = "instruction", "response", "flawed_response"
 LONG = " ".join("abcdefg")
 CASES = [
     Case(generate.TRUNCATED, (INSTRUCTION, "generated"), instructions=[cut("Name a")]),
@@ -229,6 +224,14 @@ def test_candidates_of_another_reviewed_seed_are_refused(tmp_path: Path, stale: 
         build_ledger(made.context, *candidates, rewritten, evaluation_of([]))
 
 
+def test_empty_candidate_tables_are_accepted(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    empty = table_of([], CANDIDATES)
+    table = build_ledger(made.context, empty, empty, made.review(HIGH), evaluation_of([])).rows
+    assert table.num_rows == 0
+    assert table.schema.equals(CANDIDATE_LEDGER)
+
+
 # Steps
 
 
@@ -291,360 +294,3 @@ def test_responses_go_with_their_dropped_instruction(tmp_path: Path, instruction
         orphan = row["parent_ids"] == [dropped["row_id"]]
         assert row["kept"] != orphan
         assert not orphan or row["stage"] == stage
-
-
-# Repetitions and similarity
-
-
-def test_exact_repetitions_go_even_where_responses_are_not_compared(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path,
-        responses=["Yes, worth 9", "Yes,  worth\t9\n", "Yes, all of it, worth 9", "Yes, all of it, worth 9"],
-        construction={**filters(rouge_responses=False), "samples": 4, "responses_per_instruction": 4},
-    ).ledger(LOW)
-    assert fates(rows, RESPONSE)[:4] == [None, "duplicate", None, "duplicate"]
-    assert of_kind(rows, RESPONSE)[2]["rouge_l"] is None
-
-
-def test_the_same_response_to_two_instructions_is_no_repetition(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path,
-        instructions=["Is water wet?", "Does it rain in autumn?"],
-        responses=["Yes, worth 9", "Yes, worth 9"],
-        construction={"responses_per_instruction": 1},
-    ).ledger(LOW)
-    assert fates(rows, RESPONSE) == [None, None]
-
-
-def test_a_response_to_a_new_instruction_may_be_that_of_the_seed(tmp_path: Path) -> None:
-    rows = bench(tmp_path, responses=[LOW["response"]], construction=filters(rouge_responses=False)).ledger(LOW)
-    assert fates(rows, RESPONSE)[0] == "below_acceptance", "it was reviewed, which a repetition is not"
-
-
-@pytest.mark.parametrize("text", [HIGH["response"], HIGH["response"].replace(" ", "\n  ")])
-@pytest.mark.parametrize("compare", [True, False])
-def test_a_flawed_response_that_repeats_the_original_is_dropped(tmp_path: Path, text: str, compare: bool) -> None:
-    rows = bench(tmp_path, flawed=[text, "Not so. worth 1"], construction=filters(rouge_responses=compare)).ledger(HIGH)
-    assert fates(rows, FLAWED) == ["duplicate", None]
-
-
-def test_a_new_instruction_that_repeats_its_seed_is_dropped(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path, instructions=[f" {LOW['instruction']} ", "Name a lake."], construction=filters(**OPEN)
-    ).ledger(LOW)
-    assert fates(rows, INSTRUCTION) == ["duplicate", None]
-
-
-def test_of_two_similar_rows_the_first_stays_and_the_other_names_it(tmp_path: Path) -> None:
-    one, two = unlike(1, 10), unlike(1, 9)
-    rows = bench(tmp_path, instructions=[one, two]).ledger(LOW)
-    first, second = of_kind(rows, INSTRUCTION)
-    assert (first["drop_reason"], second["drop_reason"]) == (None, "similar")
-    assert second["rouge_l"] == pytest.approx(2 * 9 / 19)
-    assert second["rouge_l_against"] == first["row_id"]
-
-
-def test_a_similarity_equal_to_the_threshold_is_kept(tmp_path: Path) -> None:
-    half = f"{unlike(1, 2)} {unlike(2, 2)}"
-    rows = bench(
-        tmp_path, instructions=[unlike(1, 4), half], construction=filters(rouge_threshold=0.5, rouge_recorded_above=0.4)
-    ).ledger(LOW)
-    assert of_kind(rows, INSTRUCTION)[1]["rouge_l"] == 0.5
-    assert fates(rows, INSTRUCTION) == [None, None]
-
-
-def test_a_dropped_row_is_not_what_later_rows_are_compared_with(tmp_path: Path) -> None:
-    first, middle, last = "a b c d e f", "c d e f g h", "e f g h i j"
-    rows = bench(
-        tmp_path,
-        instructions=[first, middle, last],
-        construction={**filters(rouge_threshold=0.6), "samples": 3},
-    ).ledger(LOW)
-    assert fates(rows, INSTRUCTION) == [None, "similar", None]
-
-
-@pytest.mark.parametrize(
-    ("scope", "expected"), [("seed", [None] * 4), ("iteration", [None, None, "duplicate", "similar"])]
-)
-def test_the_scope_decides_whether_the_rows_of_another_seed_count(
-    tmp_path: Path, scope: str, expected: list[str | None]
-) -> None:
-    rows = bench(
-        tmp_path,
-        instructions=[unlike(1), unlike(2), unlike(1), f"{unlike(2)} too"],
-        construction=filters(rouge_scope=scope),
-    ).ledger(LOW, seed("sea", "2"))
-    assert fates(rows, INSTRUCTION) == expected
-
-
-def test_the_statistic_any_drops_a_short_excerpt_that_f_keeps(tmp_path: Path) -> None:
-    whole = {**seed("fire"), "response": f"{unlike(1, 30)} worth 9"}
-    excerpt = f"{unlike(1, 6)} worth 1"
-    made = {
-        statistic: bench(
-            tmp_path / statistic, flawed=[excerpt, "Not so. worth 2"], construction=filters(rouge_statistic=statistic)
-        ).ledger(whole)
-        for statistic in ("f", "any")
-    }
-    assert fates(made["f"], FLAWED)[0] is None
-    assert fates(made["any"], FLAWED)[0] == "similar"
-
-
-def test_text_without_latin_words_is_compared_for_repetition_only(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path,
-        instructions=["请介绍一条河流。", "请介绍一座山。", "请介绍一条河流。", "说明 ¿?…"],
-        construction={"samples": 4},
-    ).ledger(LOW)
-    assert fates(rows, INSTRUCTION) == [None, None, "duplicate", None]
-    assert of_kind(rows, INSTRUCTION)[1]["rouge_l"] is None
-    assert of_kind(rows, INSTRUCTION)[1]["rouge_l_against"] is None
-
-
-# Contamination
-
-
-def test_of_a_contaminated_instruction_nothing_is_kept(tmp_path: Path) -> None:
-    rows = bench(tmp_path, instructions=["What is 1+1", "Name a lake."]).ledger(LOW, questions=["WHAT IS 1 + 1 ?"])
-    kept = {row["instruction"] for row in rows if row["kept"]}
-    assert kept == {"Name a lake."}
-    assert fates(rows, RESPONSE) == ["contaminated", "contaminated", None, None]
-
-
-def test_flawed_responses_to_an_evaluation_question_in_the_seed_are_dropped(tmp_path: Path) -> None:
-    rows = bench(tmp_path, flawed=["Not so. worth 1"]).ledger(HIGH, questions=[HIGH["instruction"]])
-    assert fates(rows, FLAWED) == ["contaminated"] * 2
-
-
-def test_the_contamination_filter_can_be_turned_off(tmp_path: Path) -> None:
-    rows = bench(tmp_path, instructions=["What is 1 + 1?"], construction=filters(contamination="off")).ledger(
-        LOW, questions=["What is 1 + 1?"]
-    )
-    assert fates(rows, INSTRUCTION) == [None, None]
-
-
-# Acceptance
-
-
-def test_sft_rows_need_more_than_the_acceptance_score(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path, responses=["One, worth 8", "Two, worth 8|8|9", "Three, worth 8.1", "Four, worth 10|7|none"]
-    ).ledger(LOW)
-    assert fates(rows, RESPONSE) == ["below_acceptance", None, None, None]
-
-
-def test_acceptance_at_exactly_the_score_is_not_decided_by_rounding(tmp_path: Path) -> None:
-    for score in ("0.7", "3.3", "7.1"):
-        rows = bench(
-            tmp_path / score, responses=[f"One, worth {score}"], construction={"accept_above": float(score)}
-        ).ledger(LOW)
-        assert fates(rows, RESPONSE)[0] == "below_acceptance", score
-
-
-@pytest.mark.parametrize(("worth", "expected"), [("6|6|6", None), ("6|6|7", "no_preference_gap")])
-def test_a_gap_of_exactly_two_is_no_gap_even_in_thirds(tmp_path: Path, worth: str, expected: str | None) -> None:
-    """25/3 - 19/3 is 2.000000000000001 in floating point."""
-    rows = bench(tmp_path, flawed=[f"Not so. worth {worth}"], construction={"samples": 1}).ledger(seed("fire", "8|8|9"))
-    assert fates(rows, FLAWED) == [expected]
-
-
-def test_a_flawed_response_that_outscores_the_original_is_kept(tmp_path: Path) -> None:
-    (row,) = bench(tmp_path, flawed=["Better, worth 10"], construction={"samples": 1}).ledger(seed("fire", "7"))
-    assert row["kept"]
-    assert (row["original_score"], row["score"]) == (7.0, 10.0)
-
-
-def test_a_flawed_response_as_good_as_the_original_forms_no_pair(tmp_path: Path) -> None:
-    rows = bench(tmp_path, flawed=["Just as good, worth 9", "Not so. worth 1"]).ledger(HIGH)
-    good, bad = of_kind(rows, FLAWED)
-    assert (good["drop_reason"], bad["drop_reason"]) == (None, None), "both it and the original beat the worst one"
-    rows = bench(tmp_path / "alone", flawed=["Just as good, worth 9"], construction={"samples": 1}).ledger(HIGH)
-    assert fates(rows, FLAWED) == ["no_preference_gap"]
-
-
-def test_of_equally_bad_flawed_responses_the_first_is_the_rejected_one(tmp_path: Path) -> None:
-    rows = bench(tmp_path, flawed=["Not so. worth 1", "Nor that. worth 1"]).ledger(HIGH)
-    assert fates(rows, FLAWED) == [None, "no_preference_gap"]
-
-
-def test_a_flawed_response_without_a_review_is_dropped_and_is_not_the_worst(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path, flawed=["Unread, worth none", "Not so. worth cut", "Bad. worth 1"], construction={"samples": 3}
-    ).ledger(HIGH)
-    assert fates(rows, FLAWED) == ["no_review", "no_review", None]
-    assert [row["score"] for row in rows] == [None, None, 1.0]
-    assert rows[0]["scores"] == [None, None, None]
-
-
-# Caps
-
-
-def test_the_seed_cap_keeps_the_best_responses_of_each_seed(tmp_path: Path) -> None:
-    worths = ["8.5", "9.5", "9", "10"]
-    rows = bench(
-        tmp_path,
-        responses=[f"{unlike(i)} worth {worths[i % 4]}" for i in range(8)],
-        construction={"max_rows_per_seed": 2},
-    ).ledger(LOW, seed("sea", "2"))
-    assert fates(rows, RESPONSE) == ["over_seed_cap", None, "over_seed_cap", None] * 2
-
-
-def test_the_iteration_cap_keeps_the_best_responses_and_the_earlier_of_equals(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path,
-        responses=[f"{unlike(i)} worth {worth}" for i, worth in enumerate(["9", "8.5", "9", "9"])],
-        construction={"max_rows_per_iteration": 2},
-    ).ledger(LOW)
-    assert fates(rows, RESPONSE) == [None, "over_iteration_cap", None, "over_iteration_cap"]
-
-
-def test_rows_over_the_seed_cap_leave_room_under_the_iteration_cap(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path,
-        responses=[f"{unlike(i)} worth {10 if i < 4 else 9}" for i in range(8)],
-        construction={"max_rows_per_seed": 1, "max_rows_per_iteration": 2},
-    ).ledger(LOW, seed("sea", "2"))
-    assert [i for i, fate in enumerate(fates(rows, RESPONSE)) if fate is None] == [0, 4]
-
-
-def test_the_cap_on_flawed_responses_keeps_the_largest_differences(tmp_path: Path) -> None:
-    rows = bench(
-        tmp_path,
-        flawed=["One. worth 5", "Two. worth 1", "Three. worth 4"],
-        construction={"samples": 3, "max_rows_per_seed": 1},
-    ).ledger(HIGH)
-    assert fates(rows, FLAWED) == ["over_seed_cap", None, "over_seed_cap"]
-    assert {row["stage"] for row in rows} == {"acceptance"}
-
-
-def test_the_caps_count_each_kind_by_itself(tmp_path: Path) -> None:
-    rows = bench(tmp_path, flawed=["One. worth 1", "Two. worth 2"], construction={"max_rows_per_iteration": 1}).ledger(
-        LOW, HIGH
-    )
-    kept = Counter(row["kind"] for row in rows if row["kept"])
-    assert kept == {INSTRUCTION: 2, RESPONSE: 1, FLAWED: 1}
-
-
-def test_empty_candidate_tables_are_accepted(tmp_path: Path) -> None:
-    made = bench(tmp_path)
-    empty = table_of([], CANDIDATES)
-    table = build_ledger(made.context, empty, empty, made.review(HIGH), evaluation_of([])).rows
-    assert table.num_rows == 0
-    assert table.schema.equals(CANDIDATE_LEDGER)
-
-
-def test_a_run_of_words_in_a_response_drops_that_response_alone(tmp_path: Path) -> None:
-    quoted = " ".join(f"w{i}" for i in range(13))
-    made = bench(tmp_path, instructions=["Name a lake.", "Name a river."], responses=[f"So: {quoted}, worth 9"])
-    _, ledger = made.made(LOW, questions=[f"start {quoted} end"])
-    assert fates(ledger.rows.to_pylist(), RESPONSE) == ["contaminated", None, None, None]
-    (hit,) = ledger.hits.to_pylist()
-    assert (hit["row_id"], hit["part"], hit["task"]) == (
-        of_kind(ledger.rows.to_pylist(), RESPONSE)[0]["row_id"],
-        "response",
-        "exam",
-    )
-    assert hit["words"] == quoted
-    assert not hit["whole"]
-
-
-@pytest.mark.parametrize(("mode", "kept"), [("drop", False), ("flag", True), ("off", True)])
-def test_contaminated_rows_are_dropped_flagged_or_not_looked_for(tmp_path: Path, mode: str, kept: bool) -> None:
-    made = bench(tmp_path, instructions=["What is 1+1", "Name a lake."], construction=filters(contamination=mode))
-    _, ledger = made.made(LOW, questions=["WHAT IS 1 + 1 ?"])
-    row = of_kind(ledger.rows.to_pylist(), INSTRUCTION)[0]
-    assert row["kept"] == kept
-    assert row["contaminated"] == (None if mode == "off" else True)
-    assert len(ledger.hits) == (0 if mode == "off" else 3), "the instruction and its two responses"
-
-
-# All iterations
-
-
-def kept_instructions(made: pa.Table) -> list[str]:
-    return [row["instruction"] for row in made.to_pylist() if row["kind"] == "instruction" and row["kept"]]
-
-
-def test_with_the_scope_all_an_instruction_of_an_earlier_iteration_counts(tmp_path: Path) -> None:
-    scope = filters(rouge_scope="all")
-    first = bench(tmp_path / "0", instructions=[unlike(1), unlike(2)], construction=scope)
-    _, before = first.made(LOW)
-    chosen = first.context.settings.construction.filters
-    index = extended_index(None, before.rows, chosen)
-    later = bench(
-        tmp_path / "1",
-        iteration=1,
-        instructions=[unlike(1), f"{unlike(2)} too", unlike(3), "Tell me about more sea."],
-        construction={**scope, "samples": 2},
-    )
-    _, ledger = later.made(LOW, seed("sea", "2"), earlier=index)
-    assert fates(ledger.rows.to_pylist(), INSTRUCTION) == ["duplicate", "similar", None, "similar"]
-    assert of_kind(ledger.rows.to_pylist(), INSTRUCTION)[1]["rouge_l_against"] == index["row_id"][1].as_py()
-    grown = extended_index(index, ledger.rows, chosen)
-    assert grown.num_rows == index.num_rows + 1
-    assert grown["iteration"].to_pylist() == [0, 0, 1]
-    assert table_digest(grown) != table_digest(index), "the next iteration names it by its digest"
-
-
-def test_with_the_scope_all_a_flawed_response_is_compared_with_those_of_earlier_iterations(tmp_path: Path) -> None:
-    scope = filters(rouge_scope="all")
-    first = bench(tmp_path / "0", flawed=[f"{unlike(1)} worth 1", f"{unlike(2)} worth 1"], construction=scope)
-    _, before = first.made(HIGH, seed("sun", "9"))
-    index = extended_index(None, before.rows, first.context.settings.construction.filters)
-    assert set(index["kind"].to_pylist()) == {"flawed_response"}
-    later = bench(
-        tmp_path / "1", iteration=1, flawed=[f"{unlike(1)} worth 1", f"{unlike(9)} worth 1"], construction=scope
-    )
-    _, ledger = later.made(HIGH, earlier=index)
-    assert fates(ledger.rows.to_pylist(), FLAWED) == ["duplicate", None]
-
-
-def test_the_index_gives_the_decisions_that_all_texts_at_once_would_give(tmp_path: Path) -> None:
-    rng = random.Random(4)
-    words = [f"w{i}" for i in range(40)]
-    texts = [" ".join(rng.choice(words) for _ in range(8)) for _ in range(12)]
-    texts += [f"{rng.choice(texts)} more" for _ in range(20)]
-    rng.shuffle(texts)
-    scope = {**filters(rouge_scope="all", rouge_threshold=0.6), "samples": 8}
-    whole = bench(tmp_path / "whole", instructions=texts, construction={**scope, "samples": 32}).made(LOW)[1].rows
-    index, apart = None, []
-    for i in range(4):
-        part = bench(tmp_path / str(i), iteration=i, instructions=texts[8 * i : 8 * i + 8], construction=scope)
-        rows = part.made(LOW, earlier=index)[1].rows
-        apart += kept_instructions(rows)
-        index = extended_index(index, rows, part.context.settings.construction.filters)
-    assert apart == kept_instructions(whole)
-    assert 2 < len(apart) < 30
-
-
-def test_an_index_of_other_words_is_refused(tmp_path: Path) -> None:
-    first = bench(tmp_path / "0", instructions=[unlike(1), unlike(2)])
-    index = extended_index(None, first.made(LOW)[1].rows, first.context.settings.construction.filters)
-    later = bench(tmp_path / "1", iteration=1, construction=filters(rouge_scope="all", rouge_words="unicode"))
-    with pytest.raises(ArtifactError, match=r"rouge_score words.*unicode words.*re-materialise candidate_ledger"):
-        later.made(LOW, earlier=index)
-
-
-# Repetitions up to case and punctuation
-
-
-@pytest.mark.parametrize(("duplicates", "fate"), [("exact", None), ("normalised", "duplicate")])
-def test_texts_that_differ_in_case_and_punctuation_repeat_each_other_if_so_set(
-    tmp_path: Path, duplicates: str, fate: str | None
-) -> None:
-    rows = bench(
-        tmp_path,
-        responses=["Yes, it is. worth 9", "yes it is worth 9"],
-        construction=filters(duplicates=duplicates, rouge_responses=False),
-    ).ledger(LOW)
-    assert fates(rows, RESPONSE)[:2] == [None, fate]
-
-
-def test_texts_that_the_words_of_rouge_score_overlook_are_counted(tmp_path: Path) -> None:
-    def unseen(words: str) -> int:
-        made = bench(
-            tmp_path / words, instructions=["请介绍一条河流。", "Name a lake."], construction=filters(rouge_words=words)
-        )
-        return made.made(LOW)[1].unseen
-
-    assert (unseen("rouge_score"), unseen("unicode")) == (1, 0)

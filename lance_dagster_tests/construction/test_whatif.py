@@ -11,9 +11,7 @@ import pytest
 from lance_dagster.construction.filters.pool import extended_index
 from lance_dagster.construction.whatif import NEVER_REVIEWED, as_text, what_if
 from lance_dagster.errors import ArtifactError
-from lance_dagster_tests.construction.scripted import Bench, bench, cut, seed
-
-LOW, HIGH = seed("ice", "3"), seed("fire", "9")
+from lance_dagster_tests.construction.scripted import HIGH, LOW, Bench, bench, cut, seed
 
 
 def varied(folder: Path, iteration: int = 0, **filters: Any) -> Bench:
