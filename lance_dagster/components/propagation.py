@@ -5,6 +5,7 @@ consumed an update leaves nothing to request, and an artifact that came out with
 of a wave is requested at a time: its result decides whether there is a next one.
 """
 
+import asyncio
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +20,9 @@ from lance_dagster.components.staleness import Events, Place, Situation, Wiring
 
 AC = dg.AutomationCondition
 REPORT = "evolution_report"
-_SITUATIONS: WeakKeyDictionary[Any, dict[int, Situation]] = WeakKeyDictionary()  # by the view of one tick
+_SITUATIONS: WeakKeyDictionary[Any, dict[int, asyncio.Future[Situation]]] = (
+    WeakKeyDictionary()
+)  # by the view of one tick
 
 
 class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
@@ -53,9 +56,6 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
         self, context: dg.AutomationContext[dg.AssetKey]
     ) -> dg.AutomationResult[dg.AssetKey]:
         """Dagster evaluates coroutines as well as plain functions."""
-        gates = await context.for_child_condition(
-            child_condition=self._gates, child_indices=[0], candidate_subset=context.candidate_subset
-        ).evaluate_async()
         situation = await self._situation(context)
         tried: dict[str, str] = json.loads(context.cursor or "{}")
         wanted = {
@@ -63,38 +63,47 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
             for place in self._due(situation, context.key)
             if tried.get(_label(place)) != situation.fingerprint(place)
         }
+        candidates = context.candidate_subset
+        if candidates.is_partitioned:
+            candidates = candidates.compute_intersection_with_partition_keys(frozenset(wanted))
+        elif not wanted:
+            candidates = context.get_empty_subset()
+        asked = context.for_child_condition(self._gates, child_indices=[0], candidate_subset=candidates)
+        # Reading the checks costs more than all the rest, and mostly nothing is due.
+        gates = dg.AutomationResult(asked, candidates) if candidates.is_empty else await asked.evaluate_async()
         passed = gates.true_subset
         if passed.is_partitioned:
-            subset = passed.compute_intersection_with_partition_keys(frozenset(wanted))
-            requested = subset.expensively_compute_partition_keys()
+            requested = passed.expensively_compute_partition_keys()
         else:
-            subset = passed if wanted else context.get_empty_subset()
-            requested = frozenset() if subset.is_empty else frozenset(wanted)
+            requested = frozenset() if passed.is_empty else frozenset(wanted)
         tried |= {label: wanted[label] for label in requested}
-        return dg.AutomationResult(context, subset, cursor=json.dumps(tried), child_results=[gates])
+        return dg.AutomationResult(context, passed, cursor=json.dumps(tried), child_results=[gates])
 
     async def _situation(self, context: dg.AutomationContext[dg.AssetKey]) -> Situation:
-        """The experiment at this tick; read once for all of its assets."""
-        view = context.asset_graph_view
-        of_tick = _SITUATIONS.setdefault(view, {})
+        """The experiment at this tick; read once for all of its assets, of which Dagster evaluates several at once."""
+        of_tick = _SITUATIONS.setdefault(context.asset_graph_view, {})
         if id(self) not in of_tick:
-            making: set[Place] = set()
-            for asset in self._wiring.parents:
-                if asset in self._wiring.rejoined:
-                    continue
-                everything = view.get_full_subset(key=asset)
-                for subset in (
-                    await view.compute_run_in_progress_subset(key=asset, from_subset=everything),
-                    await view.compute_backfill_in_progress_subset(key=asset, from_subset=everything),
-                ):
-                    if subset.is_partitioned:
-                        making |= {(asset, key) for key in subset.expensively_compute_partition_keys()}
-                    elif not subset.is_empty:
-                        making.add((asset, None))
-            unfinished = view.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-            runs = frozenset(run.run_id for run in unfinished)
-            of_tick[id(self)] = Situation(Events(view.instance, self._wiring), frozenset(making), runs)
-        return of_tick[id(self)]
+            of_tick[id(self)] = asyncio.ensure_future(self._read(context.asset_graph_view))
+        return await of_tick[id(self)]
+
+    async def _read(self, view: Any) -> Situation:
+        making: set[Place] = set()
+        for asset in self._wiring.parents:
+            if asset in self._wiring.rejoined:
+                continue
+            everything = view.get_full_subset(key=asset)
+            for subset in (
+                await view.compute_run_in_progress_subset(key=asset, from_subset=everything),
+                await view.compute_backfill_in_progress_subset(key=asset, from_subset=everything),
+            ):
+                if subset.is_partitioned:
+                    making |= {(asset, key) for key in subset.expensively_compute_partition_keys()}
+                elif not subset.is_empty:
+                    making.add((asset, None))
+        unfinished = view.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        return Situation(
+            Events(view.instance, self._wiring), frozenset(making), frozenset(run.run_id for run in unfinished)
+        )
 
 
 def _label(place: Place) -> str:
