@@ -19,7 +19,8 @@ import time
 import numpy as np
 from corpus import rows
 
-from lance_dagster.construction.filters.similarity_join import Comparison, SimilarityJoin
+from lance_dagster.construction.filters.shelves import Comparison
+from lance_dagster.construction.filters.similarity_join import SimilarityJoin
 from lance_dagster.construction.filters.words import Vocabulary, WordRows, split_words
 
 THRESHOLD, RECORDED_ABOVE = 0.7, 0.5
@@ -33,7 +34,7 @@ def joined(new: int, pool: int, floor: float) -> dict[str, float]:
     earlier = [split_words(text, "rouge_score") for text in texts[:pool]]  # what the index of an iteration holds
     started, cpu = time.perf_counter(), time.process_time()
     vocabulary = Vocabulary()
-    join = SimilarityJoin(Comparison("f", THRESHOLD, floor, vocabulary))
+    join = SimilarityJoin(Comparison("f", THRESHOLD, floor))
     join.add(_numbered(earlier, vocabulary), np.arange(pool))
     numbered = WordRows.of(texts[pool:], "rouge_score", vocabulary)
     verdicts = join.keep_first(numbered, np.arange(new), pool + np.arange(new))

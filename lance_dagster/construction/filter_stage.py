@@ -29,9 +29,9 @@ from lance_dagster.construction.filters.pool import (
 )
 from lance_dagster.construction.filters.rouge_l import Floats, tokens_of
 from lance_dagster.construction.filters.rules import Generated, Rules
+from lance_dagster.construction.filters.shelves import Comparison, Shelves
 from lance_dagster.construction.filters.similarity_join import (
     NOBODY,
-    Comparison,
     SimilarityJoin,
     Verdicts,
     keep_first_by_group,
@@ -96,7 +96,6 @@ class Candidates:
     parents: Ints  # position of the instruction that a response answers
     instructions: Lane
     responses: Lane
-    vocabulary: Vocabulary
     unseen: int  # texts with letters that the rule of tokenisation overlooks
 
 
@@ -131,10 +130,12 @@ def filter_candidates(
     rules: Rules,
     evaluation: EvaluationIndex,
     earlier: pa.Table | None = None,
+    shelves: Shelves | None = None,
 ) -> Filtered:
     """All filter steps over the candidates of one iteration.
 
-    ``earlier``: for ``rouge_scope: all`` the index of the iteration before, schema ROUGE_INDEX.
+    ``earlier``: for ``rouge_scope: all`` the index of the iteration before, schema ROUGE_INDEX. ``shelves``: where rows
+    lie that all others are compared with; this process if not given.
     """
     fates = Fates.open(rows)
     candidates = read_candidates(source, seeds, filters, fates, rules.objection, earlier)
@@ -143,7 +144,7 @@ def filter_candidates(
     hits, contaminated = CONTAMINATION_HITS.empty_table(), pa.nulls(rows, pa.bool_())
     if filters.contamination != "off":
         hits, contaminated = drop_contaminated(source, evaluation, filters, fates)
-    similarity = drop_similar(candidates, filters, filters.rouge_threshold, fates)
+    similarity = drop_similar(candidates, filters, filters.rouge_threshold, fates, shelves)
     return Filtered(fates, similarity, contaminated, hits, candidates.unseen)
 
 
@@ -197,7 +198,6 @@ def read_candidates(
         _positions_of(parents, all_ids),
         _finished(lanes["instruction"], *_instruction_pool(seeds, filters, vocabulary, earlier)),
         _finished(lanes["response"], *_response_pool(seeds, owners, filters, vocabulary, earlier)),
-        vocabulary,
         unseen,
     )
 
@@ -257,18 +257,20 @@ def contamination_hit(row: str, origin: str, part: str, overlap: Overlap) -> dic
     }
 
 
-def drop_similar(candidates: Candidates, filters: FilterSettings, threshold: float, fates: Fates) -> Similarity:
+def drop_similar(
+    candidates: Candidates, filters: FilterSettings, threshold: float, fates: Fates, shelves: Shelves | None = None
+) -> Similarity:
     """ROUGE-L: of rows that resemble each other more than ``threshold`` the first stays."""
     similarity = Similarity.none(len(fates))
     floor = min(filters.rouge_recorded_above, threshold)
-    comparison = Comparison(filters.rouge_statistic, threshold, floor, candidates.vocabulary)
+    comparison = Comparison(filters.rouge_statistic, threshold, floor)
     for lane in (candidates.instructions, candidates.responses):
         rows = np.flatnonzero(fates.alive[lane.positions])
         positions = lane.positions[rows]
         fates.reach("rouge_l", positions)
         if lane is candidates.instructions or filters.rouge_responses:
             whole = lane is candidates.instructions and filters.rouge_scope != "seed"
-            verdicts = _compared(lane, rows, comparison, whole)
+            verdicts = _compared(lane, rows, comparison, whole, shelves)
             fates.drop("rouge_l", positions[~verdicts.kept], SIMILAR)
             similar = verdicts.against != NOBODY
             similarity.value[positions[similar]] = verdicts.value[similar]
@@ -289,10 +291,10 @@ def drop_orphans(candidates: Candidates, fates: Fates, stage: Stage) -> None:
     fates.drop(stage, orphans, PARENT_DROPPED)
 
 
-def _compared(lane: Lane, rows: Ints, comparison: Comparison, whole: bool) -> Verdicts:
+def _compared(lane: Lane, rows: Ints, comparison: Comparison, whole: bool, shelves: Shelves | None) -> Verdicts:
     pool = lane.pool
     if whole:
-        join = SimilarityJoin(comparison)
+        join = SimilarityJoin(comparison, shelves)
         join.add(pool.words, np.arange(len(pool)))
         return join.keep_first(lane.words, rows, len(pool) + np.arange(len(rows)))
     groups = _codes(np.concatenate([pool.prompts, lane.prompts[rows]]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,12 @@ from lance_dagster.construction.acceptance import Rewarded, accept
 from lance_dagster.construction.fates import Fates
 from lance_dagster.construction.filter_stage import RowSource, SeedTexts, Similarity, filter_candidates
 from lance_dagster.construction.filters.contamination import EvaluationIndex
+from lance_dagster.construction.filters.ray_shelves import RayShelves
 from lance_dagster.construction.filters.rules import Rules
+from lance_dagster.construction.filters.shelves import InMemory, Shelves
 from lance_dagster.construction.review import NO_REWARD, Reward, review_pairs
 from lance_dagster.construction.steps import StepContext
+from lance_dagster.engines.ray_cluster import join_cluster
 from lance_dagster.errors import ArtifactError
 from lance_dagster.records import CANDIDATE_LEDGER, CANDIDATES, checked
 
@@ -56,9 +60,17 @@ def build_ledger(
     seeds = seed_texts(reviewed)
     _require_same_seeds(candidates, reviewed)
     rules = Rules(settings.construction.filters)
-    filtered = filter_candidates(
-        rows_of(candidates), candidates.num_rows, seeds, settings.construction.filters, rules, evaluation, earlier
-    )
+    with ExitStack() as stack:
+        filtered = filter_candidates(
+            rows_of(candidates),
+            candidates.num_rows,
+            seeds,
+            settings.construction.filters,
+            rules,
+            evaluation,
+            earlier,
+            _shelves(context, stack),
+        )
     fates = filtered.fates
     rewards = _rewards(context, candidates, fates)
     columns = {
@@ -73,6 +85,16 @@ def build_ledger(
     columns |= {"stage": fates.stage_column(), "drop_reason": fates.reason_column(), "kept": pa.array(fates.alive)}
     table = pa.table([_cast(columns[field.name], field) for field in CANDIDATE_LEDGER], schema=CANDIDATE_LEDGER)
     return Ledger(checked(table, CANDIDATE_LEDGER), filtered.hits, filtered.unseen)
+
+
+def _shelves(context: StepContext, stack: ExitStack) -> Shelves:
+    """Where the rows lie that ROUGE-L compares all others with."""
+    settings = context.settings
+    if not settings.engine.ray.rouge_join or settings.construction.filters.rouge_scope == "seed":
+        return InMemory()
+    join_cluster(settings.engine.ray, stack)
+    context.log("ROUGE-L is compared on the Ray cluster of engine.ray")
+    return RayShelves()
 
 
 def funnel(ledger: pa.Table) -> dict[str, int]:

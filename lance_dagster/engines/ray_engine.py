@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lance_dagster.engines.engine import Completion, GenerationRequest, TextEngine
+from lance_dagster.engines.ray_cluster import join_cluster
 from lance_dagster.errors import GenerationError
 from lance_dagster.settings import EngineSettings, ModelSettings, RaySettings
 
@@ -37,7 +36,7 @@ class RayEngine:
         # That of the inner engine: where it runs does not change what it writes.
         self.identity = engine_identity("ray", engine, model)
         with ExitStack() as stack:
-            _join(engine.ray, stack)
+            join_cluster(engine.ray, stack)
             # Kept as long as the workers: one that is started again fetches them anew.
             self._files = {} if engine.ray.shared_folder else _sent(folder)
             self._workers = _start(folder, digest, model, engine, self._files)
@@ -97,36 +96,6 @@ class _Worker:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def _join(settings: RaySettings, stack: ExitStack) -> None:
-    """Connect to the cluster of the settings, or start one on this machine that ends with the engine."""
-    if find_spec("ray") is None:
-        raise GenerationError(
-            "engine.kind is 'ray', but Ray is not installed: pip install 'lance-dagster[ray]' here and on every node"
-        )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        return
-    where = {"address": settings.address} if settings.address else {"address": "local", "include_dashboard": False}
-    try:
-        _knock(settings.address)
-        ray.init(**where, log_to_driver=False, logging_level="error")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise GenerationError(
-            f"engine.ray.address: no Ray cluster at {settings.address} ({error}). `ray status` on its head node shows "
-            "whether it runs; leave the address out to start one on this machine."
-        ) from error
-    stack.callback(ray.shutdown)
-
-
-def _knock(address: str | None) -> None:
-    """OSError at once where nothing listens; Ray itself tries for minutes and then ends the program."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _sent(folder: Path) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class RaySettings(Section):
         3, ge=0, le=100, description="times that a worker which died is started again, and its requests are asked again"
     )
     start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until all workers have loaded the model")
+    rouge_join: bool = Field(
+        False,
+        description="compare rows by ROUGE-L on this cluster too, whatever engine generates: those of the scopes "
+        "iteration and all, for more rows than one machine holds (construction.filters.rouge_scope)",
+    )
 
 
 class PriceSettings(Section):

@@ -14,12 +14,12 @@ from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
-from lance_dagster.construction.filters import similarity_join
+from lance_dagster.construction.filters import shelves, similarity_join
 from lance_dagster.construction.filters.candidate_pairs import Bound, Index
 from lance_dagster.construction.filters.rouge_l import Pairs, Statistic, similarities, tokens_of
+from lance_dagster.construction.filters.shelves import Comparison
 from lance_dagster.construction.filters.similarity_join import (
     NOBODY,
-    Comparison,
     SimilarityJoin,
     Verdicts,
     keep_first_by_group,
@@ -88,11 +88,8 @@ def naive(
     return kept[pool:]
 
 
-def numbered(
-    texts: Sequence[str], statistic: Statistic, rule: TokenRule = "rouge_score"
-) -> tuple[WordRows, Vocabulary]:
-    vocabulary = Vocabulary()
-    return WordRows.of(texts, tokens_of(statistic, rule), vocabulary), vocabulary
+def numbered(texts: Sequence[str], statistic: Statistic, rule: TokenRule = "rouge_score") -> WordRows:
+    return WordRows.of(texts, tokens_of(statistic, rule), Vocabulary())
 
 
 def joined(
@@ -105,16 +102,16 @@ def joined(
     pool: int = 0,
 ) -> Verdicts:
     """The verdicts on the rows behind the pool, which are numbered as in ``texts``."""
-    rows, vocabulary = numbered(texts, statistic, rule)
-    join = SimilarityJoin(Comparison(statistic, threshold, threshold if floor is None else floor, vocabulary))
+    rows = numbered(texts, statistic, rule)
+    join = SimilarityJoin(Comparison(statistic, threshold, threshold if floor is None else floor))
     everyone = np.arange(len(texts))
     join.add(rows.take(everyone[:pool]), everyone[:pool])
     return join.keep_first(rows, everyone[pool:], everyone[pool:])
 
 
 def similarity(earlier: str, text: str, statistic: Statistic, rule: TokenRule = "rouge_score") -> float:
-    rows, vocabulary = numbered([earlier, text], statistic, rule)
-    return float(similarities(rows, rows, Pairs(np.array([1]), np.array([0])), statistic, vocabulary)[0])
+    rows = numbered([earlier, text], statistic, rule)
+    return float(similarities(rows, rows, Pairs(np.array([1]), np.array([0])), statistic)[0])
 
 
 @pytest.fixture
@@ -272,10 +269,10 @@ def test_rows_of_a_group_are_compared_with_each_other_alone(statistic: Statistic
     rng = random.Random(5)
     texts, pool = planted(rng, 80, 12, 12), 15
     groups = np.array([rng.choice([0, 1, 1, 1, 2, 3, 4, 5]) for _ in texts])
-    rows, vocabulary = numbered(texts, statistic)
+    rows = numbered(texts, statistic)
     everyone = np.arange(len(texts))
     verdicts = keep_first_by_group(
-        Comparison(statistic, 0.6, 0.6, vocabulary),
+        Comparison(statistic, 0.6, 0.6),
         rows.take(everyone[:pool]),
         groups[:pool],
         rows,
@@ -293,9 +290,9 @@ def test_rows_of_a_group_are_compared_with_each_other_alone(statistic: Statistic
 @pytest.mark.parametrize("floor", [0.0, 0.3, 0.7])
 def test_no_pair_above_the_floor_is_ruled_out(statistic: Statistic, floor: float) -> None:
     texts = planted(random.Random(9), 50, 25, 40)
-    rows, vocabulary = numbered(texts, statistic)
+    rows = numbered(texts, statistic)
     bound = Bound(statistic, floor)
-    entries = bound.entries(rows, vocabulary)
+    entries = bound.entries(rows)
     named = {
         pair
         for pairs in Index(entries, bound).look_up(entries)
@@ -312,23 +309,23 @@ def test_few_pairs_of_unlike_texts_are_compared() -> None:
     texts = [
         " ".join(rng.choice([rng.choice(common), f"w{rng.randrange(3000)}"]) for _ in range(50)) for _ in range(300)
     ]
-    rows, vocabulary = numbered(texts, "f")
+    rows = numbered(texts, "f")
     bound = Bound("f", 0.7)
-    entries = bound.entries(rows, vocabulary)
+    entries = bound.entries(rows)
     pairs = sum(len(found.left) for found in Index(entries, bound).look_up(entries, earlier_only=True))
     assert pairs < 0.01 * 300 * 299 / 2
 
 
 def test_rows_that_are_all_alike_cost_no_pair_each(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
-    exact = similarity_join.similarities
+    exact = shelves.similarities
 
     def counting(left: WordRows, right: WordRows, pairs: Pairs, *rest: object) -> np.ndarray:  # type: ignore[type-arg]
         nonlocal compared
         compared += len(pairs.left)
         return exact(left, right, pairs, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(similarity_join, "similarities", counting)
+    monkeypatch.setattr(shelves, "similarities", counting)
     texts = [f"The same long sentence again and again, but for number {i}." for i in range(20_000)]
     verdicts = joined(texts, 0.7)
     assert verdicts.kept.sum() == 1
@@ -366,13 +363,13 @@ def test_words_are_told_apart_beyond_the_surrogate_code_points() -> None:
 def test_more_distinct_words_than_there_are_characters_are_numbered_anew() -> None:
     vocabulary = Vocabulary(str(i) for i in range(1_200_000))
     rows = WordRows.of(["1199999 1199998 5", "1199999 5 6"], "rouge_score", vocabulary)
-    values = similarities(rows, rows, Pairs(np.array([1]), np.array([0])), "f", vocabulary)
+    values = similarities(rows, rows, Pairs(np.array([1]), np.array([0])), "f")
     assert values[0] == pytest.approx(2 / 3)
 
 
 def test_a_floor_above_the_threshold_is_refused() -> None:
     with pytest.raises(ValueError, match=r"floor 0\.8 must lie between 0 and the threshold 0\.7"):
-        Comparison("f", 0.7, 0.8, Vocabulary())
+        Comparison("f", 0.7, 0.8)
 
 
 # Real text

@@ -20,6 +20,7 @@ from lance_dagster.errors import GenerationError
 from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
 from lance_dagster_tests.engines.test_tether import ended
+from lance_dagster_tests.ray_nodes import two_nodes
 from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
@@ -46,13 +47,9 @@ def test_no_cluster_at_the_address() -> None:  # first: a program that is in a c
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with one CPU each: two workers do not fit on one of them."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
+    """Two workers do not fit on one of its nodes."""
+    with two_nodes() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

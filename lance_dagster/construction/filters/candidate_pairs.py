@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic
-from lance_dagster.construction.filters.words import SENTENCE_END, Ints, Vocabulary, WordRows
+from lance_dagster.construction.filters.words import SENTENCE_END_NUMBER, Ints, WordRows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -49,12 +49,11 @@ class Bound:
             return np.asarray(self.floor * (np.asarray(m) + n) / 2)
         return np.asarray(self.floor * np.minimum(m, n))
 
-    def entries(self, rows: WordRows, vocabulary: Vocabulary) -> Entries:
+    def entries(self, rows: WordRows) -> Entries:
         """The entries of rows; the union statistic counts distinct words."""
         if self.statistic != "union_lcs":
             return Entries.of(rows)
-        stop = vocabulary.numbers([SENTENCE_END])[0]
-        return Entries.of(rows, distinct=True, without=stop)
+        return Entries.of(rows, distinct=True, without=SENTENCE_END_NUMBER)
 
     def may_leave_out(self, lengths: Ints) -> Ints:
         """Entries of a row that may be left out, whatever the partner; unless ``f``, one that is not shorter."""
@@ -119,6 +118,12 @@ class Index:
         self._rank[by_frequency] = np.arange(len(by_frequency))
         self._rows = _ranked(self._rank[inverse], entries)
         self._factors: dict[tuple[_Band, bool], _Factor] = {}
+
+    def prepare(self) -> None:
+        """Work out now what look-ups would work out when they need it."""
+        for band in self._rows.bands:
+            for thin in (True,) if self._bound.statistic == "f" else (False, True):
+                self._factor(band, thin)
 
     def look_up(self, entries: Entries, earlier_only: bool = False) -> Iterator[Pairs]:
         """All pairs (row of ``entries``, row of the index) that can be similar enough, and some that are not.

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lance_dagster.construction.filters.union_lcs import union_similarity
-from lance_dagster.construction.filters.words import SENTENCE_END, Ints, TokenRule, Vocabulary, WordIds, WordRows
+from lance_dagster.construction.filters.words import SENTENCE_END_NUMBER, Ints, TokenRule, WordIds, WordRows
 from lance_dagster.errors import SettingsError
 
 Statistic = Literal["f", "any", "union_lcs"]
@@ -38,11 +38,10 @@ class Pairs(NamedTuple):
     right: Ints
 
 
-def similarities(left: WordRows, right: WordRows, pairs: Pairs, statistic: Statistic, vocabulary: Vocabulary) -> Floats:
-    """The similarity of each pair. ``vocabulary`` numbered the words of both tables."""
+def similarities(left: WordRows, right: WordRows, pairs: Pairs, statistic: Statistic) -> Floats:
+    """The similarity of each pair. One vocabulary numbered the words of both tables."""
     if statistic == "union_lcs":
-        stop = vocabulary.numbers([SENTENCE_END])[0]
-        values = [union_similarity(right.row(j), left.row(i), stop) for i, j in zip(*pairs, strict=True)]
+        values = [union_similarity(right.row(j), left.row(i), SENTENCE_END_NUMBER) for i, j in zip(*pairs, strict=True)]
         return np.array(values, dtype=np.float64)
     common = np.empty(len(pairs.left), dtype=np.int64)
     for part in _parts(left.lengths[pairs.left] + right.lengths[pairs.right]):

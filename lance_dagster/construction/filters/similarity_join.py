@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lance_dagster.construction.filters.candidate_pairs import Bound, Index
-from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic, similarities
-from lance_dagster.construction.filters.words import Ints, Vocabulary, WordRows
+from lance_dagster.construction.filters.candidate_pairs import Index
+from lance_dagster.construction.filters.rouge_l import Floats, Pairs
+from lance_dagster.construction.filters.shelves import Comparison, InMemory, Nearest, Shelf, Shelves
+from lance_dagster.construction.filters.words import Ints, WordRows
 
 _BLOCK = 4096  # rows that are compared with the pool at a time
 _LEAF = 512  # rows that are compared with each other at once
@@ -46,66 +47,39 @@ class Verdicts:
     def undecided(cls, rows: int) -> Verdicts:
         return cls(np.ones(rows, dtype=bool), np.zeros(rows), np.full(rows, NOBODY, dtype=np.int64))
 
+    def meet(self, nearest: Nearest, comparison: Comparison) -> None:
+        """Decide on rows by their nearest ones on a shelf; in whatever order shelves come, the outcome is the same."""
+        i, highest, number = nearest
+        before = self.value[i]
+        better = (highest > before) | ((highest == before) & (number < self.against[i]))
+        self.value[i[better]], self.against[i[better]] = highest[better], number[better]
+        self.kept[i[highest > comparison.threshold]] = False
 
-@dataclass(frozen=True)
-class Comparison:
-    """How rows are compared, all numbered by ``vocabulary`` under one rule of tokenisation.
-
-    Rows above ``threshold`` are dropped; similarities above ``floor``, which is at most the threshold, are reported.
-    """
-
-    statistic: Statistic
-    threshold: float
-    floor: float
-    vocabulary: Vocabulary
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor <= self.threshold:
-            raise ValueError(f"the floor {self.floor} must lie between 0 and the threshold {self.threshold}")
-
-    @cached_property
-    def bound(self) -> Bound:
-        return Bound(self.statistic, self.floor)
-
-    def similar(self, left: WordRows, right: WordRows, possible: Pairs) -> tuple[Pairs, Floats]:
-        """The pairs above the floor, and their similarities."""
-        values = similarities(left, right, possible, self.statistic, self.vocabulary)
-        above = values > self.floor
-        return Pairs(possible.left[above], possible.right[above]), values[above]
-
-    def settle(self, verdicts: Verdicts, later: Ints, earlier: Ints, values: Floats, numbers: Ints) -> None:
+    def settle(self, later: Ints, earlier: Ints, values: Floats, numbers: Ints, comparison: Comparison) -> None:
         """Decide on rows by all their similar pairs with rows before them; ``numbers`` names the rows."""
         order = np.lexsort((earlier, later))
-        kept, value, against = verdicts.kept, verdicts.value, verdicts.against
+        kept, value, against = self.kept, self.value, self.against
         for i, j, similarity in zip(
             later[order].tolist(), earlier[order].tolist(), values[order].tolist(), strict=True
         ):
             if kept[j]:  # decided: all pairs of j came before
                 if similarity > value[i]:
                     value[i], against[i] = similarity, numbers[j]
-                if similarity > self.threshold:
+                if similarity > comparison.threshold:
                     kept[i] = False
 
 
-@dataclass(frozen=True)
-class _Shelf:
-    """Rows of the pool, their numbers, and the index over them."""
-
-    rows: WordRows
-    numbers: Ints
-    index: Index
-
-
 class SimilarityJoin:
-    """A growing pool of kept rows, which later rows are compared with."""
+    """A growing pool of kept rows, which later rows are compared with; it lies where ``shelves`` says."""
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, shelves: Shelves | None = None) -> None:
         self._comparison = comparison
-        self._pool: list[_Shelf] = []
+        self._shelves = InMemory() if shelves is None else shelves
+        self._pool: list[tuple[Any, int]] = []  # shelves, and how many rows are on each
 
     def __len__(self) -> int:
         """Rows of the pool."""
-        return sum(len(shelf.numbers) for shelf in self._pool)
+        return sum(rows for _, rows in self._pool)
 
     def add(self, rows: WordRows, numbers: Ints) -> None:
         """Rows that are kept whatever they resemble. ``numbers`` name them in verdicts, and grow from row to row."""
@@ -119,10 +93,9 @@ class SimilarityJoin:
         for start in range(0, len(positions), _BLOCK):
             block = slice(start, min(start + _BLOCK, len(positions)))
             here, own = rows.take(positions[block]), Verdicts.undecided(block.stop - start)
-            everyone = np.arange(len(here))
-            for shelf in self._pool:
-                self._compare(here, everyone, shelf, own)
-            self._compare_within(here, everyone, numbers[block], own)
+            for nearest in self._shelves.nearest([shelf for shelf, _ in self._pool], here):
+                own.meet(nearest, self._comparison)
+            self._compare_within(here, np.arange(len(here)), numbers[block], own)
             kept = np.flatnonzero(own.kept)
             self._put_on_shelf(here.take(kept), numbers[block][kept])
             verdicts.kept[block], verdicts.value[block], verdicts.against[block] = own.kept, own.value, own.against
@@ -136,12 +109,14 @@ class SimilarityJoin:
         first, second = part[: len(part) // 2], part[len(part) // 2 :]
         self._compare_within(rows, first, numbers, verdicts)
         kept = first[verdicts.kept[first]]
-        self._compare(rows, second, self._shelf(rows.take(kept), numbers[kept]), verdicts)
+        shelf = Shelf.of(self._comparison, rows.take(kept), numbers[kept])
+        for nearest in shelf.nearest(rows.take(second)):
+            verdicts.meet(nearest._replace(rows=second[nearest.rows]), self._comparison)
         self._compare_within(rows, second, numbers, verdicts)
 
     def _compare_leaf(self, rows: WordRows, part: Ints, numbers: Ints, verdicts: Verdicts) -> None:
         here, bound = rows.take(part), self._comparison.bound
-        entries = bound.entries(here, self._comparison.vocabulary)
+        entries = bound.entries(here)
         for_kept = [
             Pairs(pairs.left[candidate], pairs.right[candidate])
             for pairs in Index(entries, bound).look_up(entries, earlier_only=True)
@@ -151,37 +126,19 @@ class SimilarityJoin:
             return
         possible = Pairs(*(np.concatenate(side) for side in zip(*for_kept, strict=True)))
         pairs, values = self._comparison.similar(here, here, possible)
-        self._comparison.settle(verdicts, part[pairs.left], part[pairs.right], values, numbers)
-
-    def _compare(self, rows: WordRows, part: Ints, shelf: _Shelf, verdicts: Verdicts) -> None:
-        """Compare the rows at ``part`` with kept ones before them."""
-        here, bound = rows.take(part), self._comparison.bound
-        for possible in shelf.index.look_up(bound.entries(here, self._comparison.vocabulary)):
-            pairs, values = self._comparison.similar(here, shelf.rows, possible)
-            order = np.lexsort((pairs.right, -values, pairs.left))
-            best = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
-            i, highest, number = part[pairs.left[best]], values[best], shelf.numbers[pairs.right[best]]
-            before = verdicts.value[i]
-            better = (highest > before) | ((highest == before) & (number < verdicts.against[i]))
-            verdicts.value[i[better]], verdicts.against[i[better]] = highest[better], number[better]
-            verdicts.kept[i[highest > self._comparison.threshold]] = False
-
-    def _shelf(self, rows: WordRows, numbers: Ints) -> _Shelf:
-        bound = self._comparison.bound
-        return _Shelf(rows, numbers, Index(bound.entries(rows, self._comparison.vocabulary), bound))
+        verdicts.settle(part[pairs.left], part[pairs.right], values, numbers, self._comparison)
 
     def _put_on_shelf(self, rows: WordRows, numbers: Ints) -> None:
         """Shelves stay few: as soon as eight are of a size, they become one."""
         if not len(rows):
             return
-        self._pool.append(self._shelf(rows, numbers))
+        self._pool.append((self._shelves.put(self._comparison, rows, numbers), len(rows)))
         while len(self._pool) >= _MERGED:
             last = self._pool[-_MERGED:]
-            sizes = [len(shelf.numbers) for shelf in last]
+            sizes = [size for _, size in last]
             if max(sizes) >= _MERGED * min(sizes) or sum(sizes) > _LARGEST_SHELF:
                 return
-            rows = WordRows.joined([shelf.rows for shelf in last])
-            self._pool[-_MERGED:] = [self._shelf(rows, np.concatenate([shelf.numbers for shelf in last]))]
+            self._pool[-_MERGED:] = [(self._shelves.merge([shelf for shelf, _ in last]), sum(sizes))]
 
 
 def keep_first_by_group(
@@ -205,7 +162,7 @@ def keep_first_by_group(
         here = take(members)
         possible = _pairs_within(group[members], int((members < len(pool)).sum()))
         pairs, values = comparison.similar(here, here, possible)
-        comparison.settle(verdicts, members[pairs.left], members[pairs.right], values, np.arange(len(group)))
+        verdicts.settle(members[pairs.left], members[pairs.right], values, np.arange(len(group)), comparison)
     for members in _large_groups(group):
         there, own = members[members < len(pool)], members[members >= len(pool)]
         join = SimilarityJoin(comparison)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 TokenRule = Literal["rouge_score", "unicode", "sentences"]
 SENTENCE_END = "."
+SENTENCE_END_NUMBER = 0  # in every vocabulary
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+")
 _UNSPACED = (
@@ -110,11 +111,11 @@ class _Numbers(dict[str, int]):
 
 
 class Vocabulary:
-    """Numbers for words, in the order in which they are first met."""
+    """Numbers for words, in the order in which they are first met, behind ``SENTENCE_END``."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
         self._numbers = _Numbers()
-        self.numbers(list(words))
+        self.numbers([SENTENCE_END, *words])
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -125,10 +126,6 @@ class Vocabulary:
     def known_numbers(self, words: Sequence[str], unknown: int) -> list[int]:
         """As ``numbers``, but a new word stays new and is ``unknown``."""
         return list(map(self._numbers.get, words, repeat(unknown)))
-
-    def words(self) -> list[str]:
-        """All words; the position of each is its number."""
-        return list(self._numbers)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""The pool of kept rows, in shelves of some thousand rows with an index each, and where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from lance_dagster.construction.filters.candidate_pairs import Bound, Index
+from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic, similarities
+from lance_dagster.construction.filters.words import Ints, WordRows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How rows are compared, all numbered by one vocabulary under one rule of tokenisation.
+
+    Rows above ``threshold`` are dropped; similarities above ``floor``, which is at most the threshold, are reported.
+    """
+
+    statistic: Statistic
+    threshold: float
+    floor: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= self.threshold:
+            raise ValueError(f"the floor {self.floor} must lie between 0 and the threshold {self.threshold}")
+
+    @cached_property
+    def bound(self) -> Bound:
+        return Bound(self.statistic, self.floor)
+
+    def similar(self, left: WordRows, right: WordRows, possible: Pairs) -> tuple[Pairs, Floats]:
+        """The pairs above the floor, and their similarities."""
+        values = similarities(left, right, possible, self.statistic)
+        above = values > self.floor
+        return Pairs(possible.left[above], possible.right[above]), values[above]
+
+
+class Nearest(NamedTuple):
+    """For rows, by position, the highest similarity with a row of a shelf, and the number of the first such row."""
+
+    rows: Ints
+    values: Floats
+    numbers: Ints
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Rows of the pool, their numbers, and the index over them."""
+
+    comparison: Comparison
+    rows: WordRows
+    numbers: Ints
+    index: Index
+
+    @classmethod
+    def of(cls, comparison: Comparison, rows: WordRows, numbers: Ints) -> Shelf:
+        return cls(comparison, rows, numbers, Index(comparison.bound.entries(rows), comparison.bound))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Shelf]) -> Shelf:
+        """One shelf with the rows of several."""
+        numbers = np.concatenate([part.numbers for part in parts])
+        return cls.of(parts[0].comparison, WordRows.joined([part.rows for part in parts]), numbers)
+
+    def nearest(self, rows: WordRows) -> Iterator[Nearest]:
+        """What the shelf has above the floor, in several parts; a row may be in more than one."""
+        for possible in self.index.look_up(self.comparison.bound.entries(rows)):
+            pairs, values = self.comparison.similar(rows, self.rows, possible)
+            order = np.lexsort((pairs.right, -values, pairs.left))
+            best = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
+            yield Nearest(pairs.left[best], values[best], self.numbers[pairs.right[best]])
+
+
+class Shelves(Protocol):
+    """Where shelves lie. A handle is whatever names one there."""
+
+    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints) -> Any:
+        """Index some rows; returns the handle."""
+
+    def merge(self, handles: Sequence[Any]) -> Any:
+        """One shelf in place of several."""
+
+    def nearest(self, handles: Sequence[Any], rows: WordRows) -> Iterator[Nearest]:
+        """What all these shelves have for the rows, in any order."""
+
+
+class InMemory:
+    """Shelves of this process."""
+
+    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints) -> Shelf:
+        return Shelf.of(comparison, rows, numbers)
+
+    def merge(self, handles: Sequence[Shelf]) -> Shelf:
+        return Shelf.merged(handles)
+
+    def nearest(self, handles: Sequence[Shelf], rows: WordRows) -> Iterator[Nearest]:
+        for shelf in handles:
+            yield from shelf.nearest(rows)
