@@ -362,14 +362,20 @@ def _table(experiment: Experiment) -> str:
 
 def _run(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str, partition: str | None = None) -> None:
     """Run a job in this process; on failure say which step failed and why, and stop."""
+    import dagster as dg
+
     from lance_dagster.components.in_progress import process_tag
 
     started = time.monotonic()
     label = job if partition is None else f"{job} {partition}"
     click.echo(f"== {label}", err=True)
-    result = definitions.resolve_job_def(job).execute_in_process(
-        instance=instance, partition_key=partition, raise_on_error=False, tags=process_tag()
-    )
+    try:
+        result = definitions.resolve_job_def(job).execute_in_process(
+            instance=instance, partition_key=partition, raise_on_error=False, tags=process_tag()
+        )
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        click.echo(f"{label} was interrupted; what is complete is kept, and the same command goes on there.", err=True)
+        sys.exit(130)
     if not result.success:
         for event in result.all_events:
             if event.is_step_failure:

@@ -166,5 +166,8 @@ def test_too_little_memory_names_the_batch_and_the_setting(tmp_path: Path, monke
 
     small = TransformersEngine(BASE, "base", MODEL, EngineSettings(max_batch_tokens=4000))
     monkeypatch.setattr(small._model, "forward", generate)
-    with pytest.raises(GenerationError, match=r"memory for 4 prompts .* lower engine.max_batch_tokens, which is 4,000"):
+    with pytest.raises(
+        GenerationError,
+        match=r"for batches of up to 256 .* lower engine.max_batch_tokens, which is 4,000",
+    ):
         small.generate([request(i) for i in INSTRUCTIONS])
