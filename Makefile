@@ -10,13 +10,14 @@ ITERATIONS ?= 3
 EXPERIMENT ?= mini_discovery
 SEEDS ?= 3
 WORKERS ?= 2
+TEST_WORKERS ?= 2
 
 .PHONY: help demo mini-study test ui lint format bench vllm clean
 help:
 	@echo "make demo    run three iterations of LANCE with the embedded model and print the scores"
 	@echo "make mini-study   LANCE and five controls over three seeds, with paired comparisons (EXPERIMENT=mini for the repair world)"
 	@echo "make ui      web UI and daemon on http://$(HOST):$(PORT)"
-	@echo "make test    the test suite"
+	@echo "make test    the test suite, two modules at a time (TEST_WORKERS=2)"
 	@echo "make lint    ruff, mypy, definitions load"
 	@echo "make vllm    vLLM for generation: the CUDA build where there is a GPU, else the CPU build (Linux)"
 	@echo "make bench   figures of docs/benchmarks.md, one JSON line each"
@@ -55,7 +56,7 @@ ui: $(READY)
 	$(BIN)/dg dev --host $(HOST) --port $(PORT)
 
 test: $(READY) $(VLLM)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

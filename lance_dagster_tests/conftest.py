@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from lance_dagster_tests.tiny import Tiny, tiny_experiment
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # modules run beside each other: torch must not take all cores in each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from lance_dagster_tests.engines.misbehaving import Misbehaving, misbehaving_ser
 from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
-MODEL = ModelSettings(path=str(BASE), dtype="float32", device="auto", threads=2)
+MODEL = ModelSettings(path=str(BASE), dtype="float32", device="auto", threads=1)
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=24)
 
 

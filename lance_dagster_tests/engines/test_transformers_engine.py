@@ -18,7 +18,7 @@ from lance_dagster.storage.models import load_model, load_tokenizer
 from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
-MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=2)
+MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=1)
 PROMPTS = load_prompt_set("mini_v1")
 SAMPLED = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=24)
 INSTRUCTIONS = ["Add 3 and 4.", "Reverse the word ABC.", "Write CAT letter by letter with dashes.", "Is 7 even or odd?"]

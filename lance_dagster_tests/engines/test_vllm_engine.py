@@ -25,7 +25,7 @@ from lance_dagster_tests.storage.killing import HANG
 from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
-MODEL = ModelSettings(path=str(BASE), dtype="float32", device="auto", threads=2)
+MODEL = ModelSettings(path=str(BASE), dtype="float32", device="auto", threads=1)
 ENGINE = EngineSettings.model_validate({"kind": "vllm", "vllm": {"cache_gb": 0.25}})
 PROMPTS = load_prompt_set("mini_v1")
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=24)

@@ -17,7 +17,7 @@ from lance_dagster_tests.tiny import REPOSITORY
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
 TASKS = str(REPOSITORY / "lance_dagster/mini/lm_eval")
-MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=2)
+MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=1)
 DEV = EvaluationSettings(tasks=("mini_dev",), question_fields=("same_question",), batch_size=64)
 
 

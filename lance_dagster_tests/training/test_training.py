@@ -21,7 +21,7 @@ from lance_dagster_tests.tiny import REPOSITORY
 from lance_dagster_tests.training.rows import preference_rows, sft_rows
 
 BASE = REPOSITORY / "lance_dagster/mini/base"
-MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=2)
+MODEL = ModelSettings(path=str(BASE), dtype="float32", device="cpu", threads=1)
 SMALL = {
     "batch_size": 8,
     "schedule": "constant",
