@@ -211,13 +211,19 @@ def wait_until(ready: Callable[[], Any], seconds: float, complaint: str) -> Any:
 
 
 @contextmanager
-def serving(home: Path, settings: Mapping[str, Any]) -> Iterator[Server]:
-    """Web server and daemon over the tiny experiment with these settings, with the project's own dagster.yaml."""
-    (home / "settings.json").write_text(json.dumps(settings))
-    (home / "definitions.py").write_text(DEFINITIONS)
-    (home / "workspace.yaml").write_text(
-        "load_from:\n  - python_file: {relative_path: definitions.py, location_name: tiny}\n"
-    )
+def serving(home: Path, settings: Mapping[str, Any] | None) -> Iterator[Server]:
+    """Web server and daemon with the project's own dagster.yaml, over the tiny experiment with these settings.
+
+    Without settings, over the experiments that the project ships.
+    """
+    if settings is None:
+        shutil.copyfile(REPOSITORY / "workspace.yaml", home / "workspace.yaml")
+    else:
+        (home / "settings.json").write_text(json.dumps(settings))
+        (home / "definitions.py").write_text(DEFINITIONS)
+        (home / "workspace.yaml").write_text(
+            "load_from:\n  - python_file: {relative_path: definitions.py, location_name: tiny}\n"
+        )
     shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Playwright, expect, sync_playwright
 
 from lance_dagster_tests.loop.events import with_served_history
 from lance_dagster_tests.loop.server import serving, wait_until
@@ -28,15 +28,19 @@ def shoot(page: Page, name: str) -> None:
     page.screenshot(path=SHOTS / f"{name}.png")
 
 
+def page_of(playwright: Playwright) -> Page:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    return page
+
+
 def test_the_loop_is_seen_and_run_in_the_browser(evolved: Tiny, tmp_path: Path) -> None:
     with_served_history(evolved, tmp_path)
-    expect.set_options(timeout=PATIENCE)
     settings = tiny_settings(tmp_path)
     with serving(tmp_path, settings) as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-
+        page = page_of(playwright)
         page.goto(f"{server.url}/locations/tiny/asset-groups/tiny/lineage")
         expect(page.get_by_text("policy_model")).to_be_visible()
         expect(page.get_by_text(re.compile("promot.*_checkpoint"))).to_be_visible()
@@ -76,4 +80,24 @@ def test_the_loop_is_seen_and_run_in_the_browser(evolved: Tiny, tmp_path: Path) 
         page.goto(f"{server.url}/assets/tiny/dpo_checkpoint?view=checks")
         expect(page.get_by_text("first_loss_is_ln_2").first).to_be_visible()
         shoot(page, "checks")
-        browser.close()
+
+
+def test_the_graphs_of_all_shipped_experiments_load_without_errors(tmp_path: Path) -> None:
+    shipped = sorted(path.parent.name for path in (REPOSITORY / "lance_dagster/defs").glob("*/defs.yaml"))
+    with serving(tmp_path, None) as server, sync_playwright() as playwright:
+        page, errors = page_of(playwright), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for experiment in shipped:
+            page.goto(f"{server.url}/locations/lance_dagster/asset-groups/{experiment}/lineage")
+            for asset in ("policy_model", "evolution_report"):
+                expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+            expect(page.get_by_text("Unexpected GraphQL error")).to_have_count(0)
+        page.goto(f"{server.url}/asset-groups")
+        for experiment in shipped:
+            expect(page.get_by_text(experiment, exact=True).first).to_be_visible()
+        assert errors == []
+        failed = server.query(
+            "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
+        )
+        (entry,) = failed["workspaceOrError"]["locationEntries"]
+        assert entry["locationOrLoadError"]["__typename"] == "RepositoryLocation"
