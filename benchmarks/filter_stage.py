@@ -26,6 +26,7 @@ from corpus import FOLDER, rows
 from lance_dagster.construction.fates import Fates
 from lance_dagster.construction.filter_stage import (
     SeedTexts,
+    compare_instructions,
     drop_contaminated,
     drop_duplicates,
     drop_orphans,
@@ -120,7 +121,8 @@ def filtered(path: Path) -> dict[str, float]:
     drop_duplicates(candidates, fates)
     drop_contaminated(source, evaluation, filters, fates)
     clocks.append((time.perf_counter(), time.process_time()))
-    drop_similar(candidates, filters, filters.rouge_threshold, fates)
+    instructions = compare_instructions(candidates, filters, [filters.rouge_threshold], fates)
+    drop_similar(candidates, filters, filters.rouge_threshold, fates, instructions)
     clocks.append((time.perf_counter(), time.process_time()))
     (wall, cpu), (wall_similar, cpu_similar) = np.diff(clocks, axis=0)
     return {

@@ -34,12 +34,12 @@ def joined(new: int, pool: int, floor: float) -> dict[str, float]:
     earlier = [split_words(text, "rouge_score") for text in texts[:pool]]  # what the index of an iteration holds
     started, cpu = time.perf_counter(), time.process_time()
     vocabulary = Vocabulary()
-    join = SimilarityJoin(Comparison("f", THRESHOLD, floor))
+    join = SimilarityJoin(Comparison("f", (THRESHOLD,), floor))
     join.add(_numbered(earlier, vocabulary), np.arange(pool))
     numbered = WordRows.of(texts[pool:], "rouge_score", vocabulary)
     verdicts = join.keep_first(numbered, np.arange(new), pool + np.arange(new))
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-    _compare_with_the_package(texts, pool, verdicts.kept.tolist())
+    _compare_with_the_package(texts, pool, verdicts.kept[0].tolist())
     return {
         "rows": new,
         "pool": pool,

@@ -144,7 +144,8 @@ def filter_candidates(
     hits, contaminated = CONTAMINATION_HITS.empty_table(), pa.nulls(rows, pa.bool_())
     if filters.contamination != "off":
         hits, contaminated = drop_contaminated(source, evaluation, filters, fates)
-    similarity = drop_similar(candidates, filters, filters.rouge_threshold, fates, shelves)
+    instructions = compare_instructions(candidates, filters, [filters.rouge_threshold], fates, shelves)
+    similarity = drop_similar(candidates, filters, filters.rouge_threshold, fates, instructions)
     return Filtered(fates, similarity, contaminated, hits, candidates.unseen)
 
 
@@ -257,24 +258,46 @@ def contamination_hit(row: str, origin: str, part: str, overlap: Overlap) -> dic
     }
 
 
+def compare_instructions(
+    candidates: Candidates,
+    filters: FilterSettings,
+    thresholds: Sequence[float],
+    fates: Fates,
+    shelves: Shelves | None = None,
+) -> Verdicts:
+    """ROUGE-L of the new instructions that are left, under each of the thresholds."""
+    lane, rows = candidates.instructions, np.flatnonzero(fates.alive[candidates.instructions.positions])
+    comparison = _comparison(filters, thresholds)
+    if filters.rouge_scope == "seed":
+        return _compared_by_prompt(lane, rows, comparison)
+    join = SimilarityJoin(comparison, shelves)
+    join.add(lane.pool.words, np.arange(len(lane.pool)))
+    return join.keep_first(lane.words, rows, len(lane.pool) + np.arange(len(rows)))
+
+
 def drop_similar(
-    candidates: Candidates, filters: FilterSettings, threshold: float, fates: Fates, shelves: Shelves | None = None
+    candidates: Candidates, filters: FilterSettings, threshold: float, fates: Fates, instructions: Verdicts
 ) -> Similarity:
-    """ROUGE-L: of rows that resemble each other more than ``threshold`` the first stays."""
+    """ROUGE-L: of rows that resemble each other more than ``threshold`` the first stays.
+
+    ``instructions``: what ``compare_instructions`` says under this threshold alone. Responses are compared here, as
+    only those to instructions that stay come into question.
+    """
     similarity = Similarity.none(len(fates))
-    floor = min(filters.rouge_recorded_above, threshold)
-    comparison = Comparison(filters.rouge_statistic, threshold, floor)
     for lane in (candidates.instructions, candidates.responses):
         rows = np.flatnonzero(fates.alive[lane.positions])
         positions = lane.positions[rows]
         fates.reach("rouge_l", positions)
         if lane is candidates.instructions or filters.rouge_responses:
-            whole = lane is candidates.instructions and filters.rouge_scope != "seed"
-            verdicts = _compared(lane, rows, comparison, whole, shelves)
-            fates.drop("rouge_l", positions[~verdicts.kept], SIMILAR)
-            similar = verdicts.against != NOBODY
-            similarity.value[positions[similar]] = verdicts.value[similar]
-            for position, number in zip(positions[similar].tolist(), verdicts.against[similar].tolist(), strict=True):
+            if lane is candidates.instructions:
+                verdicts = instructions
+            else:
+                verdicts = _compared_by_prompt(lane, rows, _comparison(filters, [threshold]))
+            (kept,), (value,), (against,) = verdicts.kept, verdicts.value, verdicts.against
+            fates.drop("rouge_l", positions[~kept], SIMILAR)
+            similar = against != NOBODY
+            similarity.value[positions[similar]] = value[similar]
+            for position, number in zip(positions[similar].tolist(), against[similar].tolist(), strict=True):
                 own = number - len(lane.pool)
                 similarity.against[position] = (
                     lane.pool.ids[number] if own < 0 else candidates.ids[int(positions[own])].as_py()
@@ -291,12 +314,13 @@ def drop_orphans(candidates: Candidates, fates: Fates, stage: Stage) -> None:
     fates.drop(stage, orphans, PARENT_DROPPED)
 
 
-def _compared(lane: Lane, rows: Ints, comparison: Comparison, whole: bool, shelves: Shelves | None) -> Verdicts:
+def _comparison(filters: FilterSettings, thresholds: Sequence[float]) -> Comparison:
+    floor = min(filters.rouge_recorded_above, *thresholds)
+    return Comparison(filters.rouge_statistic, tuple(thresholds), floor)
+
+
+def _compared_by_prompt(lane: Lane, rows: Ints, comparison: Comparison) -> Verdicts:
     pool = lane.pool
-    if whole:
-        join = SimilarityJoin(comparison, shelves)
-        join.add(pool.words, np.arange(len(pool)))
-        return join.keep_first(lane.words, rows, len(pool) + np.arange(len(rows)))
     groups = _codes(np.concatenate([pool.prompts, lane.prompts[rows]]))
     return keep_first_by_group(comparison, pool.words, groups[: len(pool)], lane.words, rows, groups[len(pool) :])
 

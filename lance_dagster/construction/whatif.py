@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lance_dagster.construction.acceptance import Rewarded, accept
 from lance_dagster.construction.fates import Fates
-from lance_dagster.construction.filter_stage import drop_similar, read_candidates
+from lance_dagster.construction.filter_stage import compare_instructions, drop_similar, read_candidates
 from lance_dagster.construction.ledger import rows_of, seed_texts
 from lance_dagster.settings import ConstructionSettings
 
@@ -64,11 +64,13 @@ def what_if(
     rewarded = Rewarded.of(ledger)
     kinds = ledger["kind"].to_pylist()
     unreviewed = ~known.reached("reward") & (np.array(kinds, dtype=object) != "instruction")
+    revived = known.copy()
+    revived.revive("contamination", compared)
+    instructions = compare_instructions(candidates, filters, rouge, revived)
     outcomes = []
-    for threshold in rouge:
-        compared_anew = known.copy()
-        compared_anew.revive("contamination", compared)
-        drop_similar(candidates, filters, threshold, compared_anew)
+    for number, threshold in enumerate(rouge):
+        compared_anew = revived.copy()
+        drop_similar(candidates, filters, threshold, compared_anew, instructions.under(number))
         compared_anew.drop("rouge_l", compared_anew.alive & unreviewed, NEVER_REVIEWED)
         for score in accept_above:
             fates = compared_anew.copy()

@@ -1,10 +1,13 @@
 """The similarity statistics and the join, against the packages that define ROUGE-L."""
 
+from __future__ import annotations
+
 import json
 import random
 import re
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,15 +19,15 @@ from rouge_score.tokenizers import Tokenizer
 
 from lance_dagster.construction.filters import shelves, similarity_join
 from lance_dagster.construction.filters.candidate_pairs import Bound, Index
-from lance_dagster.construction.filters.rouge_l import Pairs, Statistic, similarities, tokens_of
-from lance_dagster.construction.filters.shelves import Comparison
+from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic, similarities, tokens_of
+from lance_dagster.construction.filters.shelves import Comparison, Flags
 from lance_dagster.construction.filters.similarity_join import (
     NOBODY,
     SimilarityJoin,
     Verdicts,
     keep_first_by_group,
 )
-from lance_dagster.construction.filters.words import TokenRule, Vocabulary, WordRows, split_words
+from lance_dagster.construction.filters.words import Ints, TokenRule, Vocabulary, WordRows, split_words
 from lance_dagster_tests.shared_data import shared_data
 
 STATISTICS: tuple[Statistic, ...] = ("f", "any", "union_lcs")
@@ -100,13 +103,29 @@ def joined(
     *,
     floor: float | None = None,
     pool: int = 0,
-) -> Verdicts:
+) -> Single:
     """The verdicts on the rows behind the pool, which are numbered as in ``texts``."""
-    rows = numbered(texts, statistic, rule)
-    join = SimilarityJoin(Comparison(statistic, threshold, threshold if floor is None else floor))
-    everyone = np.arange(len(texts))
+    comparison = Comparison(statistic, (threshold,), threshold if floor is None else floor)
+    return Single.of(decided(comparison, numbered(texts, statistic, rule), pool))
+
+
+def decided(comparison: Comparison, rows: WordRows, pool: int) -> Verdicts:
+    join, everyone = SimilarityJoin(comparison), np.arange(len(rows))
     join.add(rows.take(everyone[:pool]), everyone[:pool])
     return join.keep_first(rows, everyone[pool:], everyone[pool:])
+
+
+class Single(NamedTuple):
+    """Verdicts under one threshold."""
+
+    kept: Flags
+    value: Floats
+    against: Ints
+
+    @classmethod
+    def of(cls, verdicts: Verdicts) -> Single:
+        (kept,), (value,), (against,) = verdicts.kept, verdicts.value, verdicts.against
+        return cls(kept, value, against)
 
 
 def similarity(earlier: str, text: str, statistic: Statistic, rule: TokenRule = "rouge_score") -> float:
@@ -265,6 +284,25 @@ def test_decisions_do_not_depend_on_blocks_and_shelves(statistic: Statistic, voc
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("statistic", STATISTICS)
+def test_under_several_thresholds_at_once_rows_are_decided_on_as_under_each(statistic: Statistic) -> None:
+    texts, thresholds = planted(random.Random(8), 90, 30, 30), (0.7, 0.4, 0.55)
+    rows, pool, groups = numbered(texts, statistic), 9, np.arange(90) % 3
+    everyone = np.arange(90)
+
+    def by_group(comparison: Comparison) -> Verdicts:
+        there = rows.take(everyone[:pool])
+        return keep_first_by_group(comparison, there, groups[:pool], rows, everyone[pool:], groups[pool:])
+
+    for decide in (lambda comparison: decided(comparison, rows, pool), by_group):
+        together = decide(Comparison(statistic, thresholds, 0.4))
+        alone = [Single.of(decide(Comparison(statistic, (threshold,), 0.4))) for threshold in thresholds]
+        assert len({int(each.kept.sum()) for each in alone}) == 3
+        for number, each in enumerate(alone):
+            assert [column.tolist() for column in Single.of(together.under(number))] == [c.tolist() for c in each]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("statistic", STATISTICS)
 def test_rows_of_a_group_are_compared_with_each_other_alone(statistic: Statistic) -> None:
     rng = random.Random(5)
     texts, pool = planted(rng, 80, 12, 12), 15
@@ -272,7 +310,7 @@ def test_rows_of_a_group_are_compared_with_each_other_alone(statistic: Statistic
     rows = numbered(texts, statistic)
     everyone = np.arange(len(texts))
     verdicts = keep_first_by_group(
-        Comparison(statistic, 0.6, 0.6),
+        Comparison(statistic, (0.6,), 0.6),
         rows.take(everyone[:pool]),
         groups[:pool],
         rows,
@@ -283,7 +321,7 @@ def test_rows_of_a_group_are_compared_with_each_other_alone(statistic: Statistic
         members = np.flatnonzero(groups == group)
         own = members[members >= pool]
         expected = naive([texts[i] for i in members], 0.6, statistic, pool=len(members) - len(own))
-        assert verdicts.kept[own - pool].tolist() == expected
+        assert verdicts.kept[0, own - pool].tolist() == expected
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -369,7 +407,7 @@ def test_more_distinct_words_than_there_are_characters_are_numbered_anew() -> No
 
 def test_a_floor_above_the_threshold_is_refused() -> None:
     with pytest.raises(ValueError, match=r"floor 0\.8 must lie between 0 and the threshold 0\.7"):
-        Comparison("f", 0.7, 0.8)
+        Comparison("f", (0.7,), 0.8)
 
 
 # Real text

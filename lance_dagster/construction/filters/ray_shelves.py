@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from lance_dagster.construction.filters.shelves import Comparison, Nearest, Shelf
+from lance_dagster.construction.filters.shelves import Comparison, Flags, Nearest, Shelf
 from lance_dagster.construction.filters.words import Ints, WordRows
 from lance_dagster.errors import ArtifactError
 
@@ -29,8 +27,8 @@ class RayShelves:
             for function, where in ((_put, "SPREAD"), (_merge, "DEFAULT"), (_look_up, "DEFAULT"))
         )
 
-    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints) -> Any:
-        return self._put.remote(comparison, rows, numbers)
+    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints, kept: Flags) -> Any:
+        return self._put.remote(comparison, rows, numbers, kept)
 
     def merge(self, handles: Sequence[Any]) -> Any:
         return self._merge.remote(*handles)
@@ -44,7 +42,7 @@ class RayShelves:
         while running:
             (done, *_), running = ray.wait(running, num_returns=1)
             try:
-                yield ray.get(done)
+                yield from ray.get(done)
             except RayError as error:
                 raise ArtifactError(
                     f"the ROUGE-L comparison stopped on the Ray cluster: {error}. Materialise again; with "
@@ -52,8 +50,8 @@ class RayShelves:
                 ) from error
 
 
-def _put(comparison: Comparison, rows: WordRows, numbers: Ints) -> Shelf:
-    return _ready(Shelf.of(comparison, rows, numbers))
+def _put(comparison: Comparison, rows: WordRows, numbers: Ints, kept: Flags) -> Shelf:
+    return _ready(Shelf.of(comparison, rows, numbers, kept))
 
 
 def _merge(*parts: Shelf) -> Shelf:
@@ -66,6 +64,5 @@ def _ready(shelf: Shelf) -> Shelf:
     return shelf
 
 
-def _look_up(shelf: Shelf, rows: WordRows) -> Nearest:
-    parts = [Nearest(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)), *shelf.nearest(rows)]
-    return Nearest(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _look_up(shelf: Shelf, rows: WordRows) -> list[Nearest]:
+    return list(shelf.nearest(rows))

@@ -8,26 +8,30 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from lance_dagster.construction.filters.candidate_pairs import Bound, Index
 from lance_dagster.construction.filters.rouge_l import Floats, Pairs, Statistic, similarities
 from lance_dagster.construction.filters.words import Ints, WordRows
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """How rows are compared, all numbered by one vocabulary under one rule of tokenisation.
 
-    Rows above ``threshold`` are dropped; similarities above ``floor``, which is at most the threshold, are reported.
+    Rows above a threshold are dropped under it; similarities above ``floor``, which is at most the lowest threshold,
+    are reported. Deciding under several thresholds at once costs little more than under the lowest.
     """
 
     statistic: Statistic
-    threshold: float
+    thresholds: tuple[float, ...]
     floor: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor <= self.threshold:
-            raise ValueError(f"the floor {self.floor} must lie between 0 and the threshold {self.threshold}")
+        if not 0 <= self.floor <= min(self.thresholds):
+            raise ValueError(f"the floor {self.floor} must lie between 0 and the threshold {min(self.thresholds)}")
 
     @cached_property
     def bound(self) -> Bound:
@@ -41,8 +45,12 @@ class Comparison:
 
 
 class Nearest(NamedTuple):
-    """For rows, by position, the highest similarity with a row of a shelf, and the number of the first such row."""
+    """For rows, by position, the highest similarity with a row of a shelf, and the number of the first such row.
 
+    ``under``: the position of the threshold under which the rows of the shelf were kept that this is about.
+    """
+
+    under: int
     rows: Ints
     values: Floats
     numbers: Ints
@@ -50,36 +58,40 @@ class Nearest(NamedTuple):
 
 @dataclass(frozen=True)
 class Shelf:
-    """Rows of the pool, their numbers, and the index over them."""
+    """Rows of the pool, their numbers, and the index over them. ``kept``: (thresholds, rows), any of them per row."""
 
     comparison: Comparison
     rows: WordRows
     numbers: Ints
+    kept: Flags
     index: Index
 
     @classmethod
-    def of(cls, comparison: Comparison, rows: WordRows, numbers: Ints) -> Shelf:
-        return cls(comparison, rows, numbers, Index(comparison.bound.entries(rows), comparison.bound))
+    def of(cls, comparison: Comparison, rows: WordRows, numbers: Ints, kept: Flags) -> Shelf:
+        return cls(comparison, rows, numbers, kept, Index(comparison.bound.entries(rows), comparison.bound))
 
     @classmethod
     def merged(cls, parts: Sequence[Shelf]) -> Shelf:
         """One shelf with the rows of several."""
         numbers = np.concatenate([part.numbers for part in parts])
-        return cls.of(parts[0].comparison, WordRows.joined([part.rows for part in parts]), numbers)
+        kept = np.concatenate([part.kept for part in parts], axis=1)
+        return cls.of(parts[0].comparison, WordRows.joined([part.rows for part in parts]), numbers, kept)
 
     def nearest(self, rows: WordRows) -> Iterator[Nearest]:
         """What the shelf has above the floor, in several parts; a row may be in more than one."""
         for possible in self.index.look_up(self.comparison.bound.entries(rows)):
             pairs, values = self.comparison.similar(rows, self.rows, possible)
             order = np.lexsort((pairs.right, -values, pairs.left))
-            best = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
-            yield Nearest(pairs.left[best], values[best], self.numbers[pairs.right[best]])
+            for under in range(len(self.comparison.thresholds)):
+                of_kept = order[self.kept[under, pairs.right[order]]]
+                best = of_kept[np.flatnonzero(np.diff(pairs.left[of_kept], prepend=-1))]
+                yield Nearest(under, pairs.left[best], values[best], self.numbers[pairs.right[best]])
 
 
 class Shelves(Protocol):
     """Where shelves lie. A handle is whatever names one there."""
 
-    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints) -> Any:
+    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints, kept: Flags) -> Any:
         """Index some rows; returns the handle."""
 
     def merge(self, handles: Sequence[Any]) -> Any:
@@ -92,8 +104,8 @@ class Shelves(Protocol):
 class InMemory:
     """Shelves of this process."""
 
-    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints) -> Shelf:
-        return Shelf.of(comparison, rows, numbers)
+    def put(self, comparison: Comparison, rows: WordRows, numbers: Ints, kept: Flags) -> Shelf:
+        return Shelf.of(comparison, rows, numbers, kept)
 
     def merge(self, handles: Sequence[Shelf]) -> Shelf:
         return Shelf.merged(handles)

@@ -13,11 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lance_dagster.construction.filters.candidate_pairs import Index
 from lance_dagster.construction.filters.rouge_l import Floats, Pairs
-from lance_dagster.construction.filters.shelves import Comparison, InMemory, Nearest, Shelf, Shelves
+from lance_dagster.construction.filters.shelves import Comparison, Flags, InMemory, Nearest, Shelf, Shelves
 from lance_dagster.construction.filters.words import Ints, WordRows
 
 _BLOCK = 4096  # rows that are compared with the pool at a time
@@ -28,15 +27,15 @@ _SMALL_GROUP = 256  # rows of a group up to which all its pairs are compared
 _GROUP_PAIRS = 1 << 18  # at a time: bounds memory
 
 NOBODY = -1
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One entry per row. ``kept``: no kept row before it is more similar than the threshold.
+    """For each threshold one entry per row: all arrays are (thresholds, rows).
 
-    ``value``: the highest similarity with a kept row before it, 0 if it is not above the floor. ``against``: the number
-    of that row, the first of equals, or ``NOBODY``.
+    ``kept``: no kept row before it is more similar than the threshold. ``value``: the highest similarity with a kept
+    row before it, 0 if it is not above the floor. ``against``: the number of that row, the first of equals, or
+    ``NOBODY``.
     """
 
     kept: Flags
@@ -44,29 +43,44 @@ class Verdicts:
     against: Ints
 
     @classmethod
-    def undecided(cls, rows: int) -> Verdicts:
-        return cls(np.ones(rows, dtype=bool), np.zeros(rows), np.full(rows, NOBODY, dtype=np.int64))
+    def undecided(cls, thresholds: int, rows: int) -> Verdicts:
+        shape = (thresholds, rows)
+        return cls(np.ones(shape, dtype=bool), np.zeros(shape), np.full(shape, NOBODY, dtype=np.int64))
+
+    def of(self, rows: slice | Ints) -> Verdicts:
+        """Those of some rows."""
+        return Verdicts(self.kept[:, rows], self.value[:, rows], self.against[:, rows])
+
+    def under(self, number: int) -> Verdicts:
+        """Those under one threshold, by its position."""
+        one = slice(number, number + 1)
+        return Verdicts(self.kept[one], self.value[one], self.against[one])
+
+    def put(self, rows: slice | Ints, others: Verdicts) -> None:
+        """Take over what was decided on some rows."""
+        self.kept[:, rows], self.value[:, rows], self.against[:, rows] = others.kept, others.value, others.against
 
     def meet(self, nearest: Nearest, comparison: Comparison) -> None:
         """Decide on rows by their nearest ones on a shelf; in whatever order shelves come, the outcome is the same."""
-        i, highest, number = nearest
-        before = self.value[i]
-        better = (highest > before) | ((highest == before) & (number < self.against[i]))
-        self.value[i[better]], self.against[i[better]] = highest[better], number[better]
-        self.kept[i[highest > comparison.threshold]] = False
+        under, i, highest, number = nearest
+        kept, value, against = self.kept[under], self.value[under], self.against[under]
+        better = (highest > value[i]) | ((highest == value[i]) & (number < against[i]))
+        value[i[better]], against[i[better]] = highest[better], number[better]
+        kept[i[highest > comparison.thresholds[under]]] = False
 
     def settle(self, later: Ints, earlier: Ints, values: Floats, numbers: Ints, comparison: Comparison) -> None:
         """Decide on rows by all their similar pairs with rows before them; ``numbers`` names the rows."""
         order = np.lexsort((earlier, later))
-        kept, value, against = self.kept, self.value, self.against
-        for i, j, similarity in zip(
-            later[order].tolist(), earlier[order].tolist(), values[order].tolist(), strict=True
+        pairs = list(zip(later[order].tolist(), earlier[order].tolist(), values[order].tolist(), strict=True))
+        for threshold, kept, value, against in zip(
+            comparison.thresholds, self.kept, self.value, self.against, strict=True
         ):
-            if kept[j]:  # decided: all pairs of j came before
-                if similarity > value[i]:
-                    value[i], against[i] = similarity, numbers[j]
-                if similarity > comparison.threshold:
-                    kept[i] = False
+            for i, j, similarity in pairs:
+                if kept[j]:  # decided: all pairs of j came before
+                    if similarity > value[i]:
+                        value[i], against[i] = similarity, numbers[j]
+                    if similarity > threshold:
+                        kept[i] = False
 
 
 class SimilarityJoin:
@@ -85,20 +99,22 @@ class SimilarityJoin:
         """Rows that are kept whatever they resemble. ``numbers`` name them in verdicts, and grow from row to row."""
         for start in range(0, len(rows), _LARGEST_SHELF):
             part = np.arange(start, min(start + _LARGEST_SHELF, len(rows)))
-            self._put_on_shelf(rows.take(part), numbers[part])
+            kept = np.ones((len(self._comparison.thresholds), len(part)), dtype=bool)
+            self._put_on_shelf(rows.take(part), numbers[part], kept)
 
     def keep_first(self, rows: WordRows, positions: Ints, numbers: Ints) -> Verdicts:
         """Decide on the rows at ``positions``, in that order. Those that are kept join the pool under their numbers."""
-        verdicts = Verdicts.undecided(len(positions))
+        thresholds = len(self._comparison.thresholds)
+        verdicts = Verdicts.undecided(thresholds, len(positions))
         for start in range(0, len(positions), _BLOCK):
             block = slice(start, min(start + _BLOCK, len(positions)))
-            here, own = rows.take(positions[block]), Verdicts.undecided(block.stop - start)
+            here, own = rows.take(positions[block]), Verdicts.undecided(thresholds, block.stop - start)
             for nearest in self._shelves.nearest([shelf for shelf, _ in self._pool], here):
                 own.meet(nearest, self._comparison)
             self._compare_within(here, np.arange(len(here)), numbers[block], own)
-            kept = np.flatnonzero(own.kept)
-            self._put_on_shelf(here.take(kept), numbers[block][kept])
-            verdicts.kept[block], verdicts.value[block], verdicts.against[block] = own.kept, own.value, own.against
+            kept = np.flatnonzero(own.kept.any(axis=0))
+            self._put_on_shelf(here.take(kept), numbers[block][kept], own.kept[:, kept])
+            verdicts.put(block, own)
         return verdicts
 
     def _compare_within(self, rows: WordRows, part: Ints, numbers: Ints, verdicts: Verdicts) -> None:
@@ -108,8 +124,8 @@ class SimilarityJoin:
             return
         first, second = part[: len(part) // 2], part[len(part) // 2 :]
         self._compare_within(rows, first, numbers, verdicts)
-        kept = first[verdicts.kept[first]]
-        shelf = Shelf.of(self._comparison, rows.take(kept), numbers[kept])
+        kept = first[verdicts.kept[:, first].any(axis=0)]
+        shelf = Shelf.of(self._comparison, rows.take(kept), numbers[kept], verdicts.kept[:, kept])
         for nearest in shelf.nearest(rows.take(second)):
             verdicts.meet(nearest._replace(rows=second[nearest.rows]), self._comparison)
         self._compare_within(rows, second, numbers, verdicts)
@@ -120,7 +136,7 @@ class SimilarityJoin:
         for_kept = [
             Pairs(pairs.left[candidate], pairs.right[candidate])
             for pairs in Index(entries, bound).look_up(entries, earlier_only=True)
-            if (candidate := verdicts.kept[part[pairs.right]]).any()
+            if (candidate := verdicts.kept[:, part[pairs.right]].any(axis=0)).any()
         ]
         if not for_kept:
             return
@@ -128,11 +144,11 @@ class SimilarityJoin:
         pairs, values = self._comparison.similar(here, here, possible)
         verdicts.settle(part[pairs.left], part[pairs.right], values, numbers, self._comparison)
 
-    def _put_on_shelf(self, rows: WordRows, numbers: Ints) -> None:
+    def _put_on_shelf(self, rows: WordRows, numbers: Ints, kept: Flags) -> None:
         """Shelves stay few: as soon as eight are of a size, they become one."""
         if not len(rows):
             return
-        self._pool.append((self._shelves.put(self._comparison, rows, numbers), len(rows)))
+        self._pool.append((self._shelves.put(self._comparison, rows, numbers, kept), len(rows)))
         while len(self._pool) >= _MERGED:
             last = self._pool[-_MERGED:]
             sizes = [size for _, size in last]
@@ -150,7 +166,7 @@ def keep_first_by_group(
     the pool from 0 and the decided rows behind it.
     """
     group = np.concatenate([pool_groups, groups])
-    verdicts = Verdicts.undecided(len(group))
+    verdicts = Verdicts.undecided(len(comparison.thresholds), len(group))
 
     def take(members: Ints) -> WordRows:
         return WordRows.joined(
@@ -167,10 +183,8 @@ def keep_first_by_group(
         there, own = members[members < len(pool)], members[members >= len(pool)]
         join = SimilarityJoin(comparison)
         join.add(pool.take(there), there)
-        found = join.keep_first(rows, positions[own - len(pool)], own)
-        verdicts.kept[own], verdicts.value[own], verdicts.against[own] = found.kept, found.value, found.against
-    behind = slice(len(pool), None)
-    return Verdicts(verdicts.kept[behind], verdicts.value[behind], verdicts.against[behind])
+        verdicts.put(own, join.keep_first(rows, positions[own - len(pool)], own))
+    return verdicts.of(slice(len(pool), None))
 
 
 def _sorted_groups(group: Ints) -> tuple[Ints, Ints]:
