@@ -26,7 +26,9 @@ from corpus import FOLDER, rows
 from lance_dagster.construction.fates import Fates
 from lance_dagster.construction.filter_stage import (
     SeedTexts,
+    Similarity,
     compare_instructions,
+    compare_responses,
     drop_contaminated,
     drop_duplicates,
     drop_orphans,
@@ -121,8 +123,9 @@ def filtered(path: Path) -> dict[str, float]:
     drop_duplicates(candidates, fates)
     drop_contaminated(source, evaluation, filters, fates)
     clocks.append((time.perf_counter(), time.process_time()))
-    instructions = compare_instructions(candidates, filters, [filters.rouge_threshold], fates)
-    drop_similar(candidates, filters, filters.rouge_threshold, fates, instructions)
+    similarity, threshold = Similarity.none(count), [filters.rouge_threshold]
+    drop_similar(candidates, compare_instructions(candidates, filters, threshold, fates), 0, fates, similarity)
+    drop_similar(candidates, compare_responses(candidates, filters, threshold, fates), 0, fates, similarity)
     clocks.append((time.perf_counter(), time.process_time()))
     (wall, cpu), (wall_similar, cpu_similar) = np.diff(clocks, axis=0)
     return {

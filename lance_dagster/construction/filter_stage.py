@@ -111,6 +111,14 @@ class Similarity:
         return cls(np.full(rows, np.nan), [None] * rows)
 
 
+class Compared(NamedTuple):
+    """Verdicts on the rows of a lane that were left, numbered by ``rows`` behind the lane's pool."""
+
+    lane: Lane
+    rows: Ints
+    verdicts: Verdicts
+
+
 @dataclass(frozen=True)
 class Filtered:
     """What the filters did. ``contaminated``: null where a row was not looked up; ``hits``: CONTAMINATION_HITS."""
@@ -144,8 +152,11 @@ def filter_candidates(
     hits, contaminated = CONTAMINATION_HITS.empty_table(), pa.nulls(rows, pa.bool_())
     if filters.contamination != "off":
         hits, contaminated = drop_contaminated(source, evaluation, filters, fates)
-    instructions = compare_instructions(candidates, filters, [filters.rouge_threshold], fates, shelves)
-    similarity = drop_similar(candidates, filters, filters.rouge_threshold, fates, instructions)
+    similarity, thresholds = Similarity.none(rows), [filters.rouge_threshold]
+    drop_similar(
+        candidates, compare_instructions(candidates, filters, thresholds, fates, shelves), 0, fates, similarity
+    )
+    drop_similar(candidates, compare_responses(candidates, filters, thresholds, fates), 0, fates, similarity)
     return Filtered(fates, similarity, contaminated, hits, candidates.unseen)
 
 
@@ -264,46 +275,48 @@ def compare_instructions(
     thresholds: Sequence[float],
     fates: Fates,
     shelves: Shelves | None = None,
-) -> Verdicts:
+) -> Compared:
     """ROUGE-L of the new instructions that are left, under each of the thresholds."""
-    lane, rows = candidates.instructions, np.flatnonzero(fates.alive[candidates.instructions.positions])
-    comparison = _comparison(filters, thresholds)
+    lane = candidates.instructions
     if filters.rouge_scope == "seed":
-        return _compared_by_prompt(lane, rows, comparison)
-    join = SimilarityJoin(comparison, shelves)
+        return _compared_by_prompt(lane, filters, thresholds, fates)
+    rows = np.flatnonzero(fates.alive[lane.positions])
+    join = SimilarityJoin(_comparison(filters, thresholds), shelves)
     join.add(lane.pool.words, np.arange(len(lane.pool)))
-    return join.keep_first(lane.words, rows, len(lane.pool) + np.arange(len(rows)))
+    return Compared(lane, rows, join.keep_first(lane.words, rows, len(lane.pool) + np.arange(len(rows))))
 
 
-def drop_similar(
-    candidates: Candidates, filters: FilterSettings, threshold: float, fates: Fates, instructions: Verdicts
-) -> Similarity:
-    """ROUGE-L: of rows that resemble each other more than ``threshold`` the first stays.
+def compare_responses(
+    candidates: Candidates, filters: FilterSettings, thresholds: Sequence[float], fates: Fates
+) -> Compared:
+    """ROUGE-L of the responses that are left, under each of the thresholds.
 
-    ``instructions``: what ``compare_instructions`` says under this threshold alone. Responses are compared here, as
-    only those to instructions that stay come into question.
+    Those to an instruction are compared among themselves, so what becomes of other instructions decides nothing.
     """
-    similarity = Similarity.none(len(fates))
-    for lane in (candidates.instructions, candidates.responses):
-        rows = np.flatnonzero(fates.alive[lane.positions])
-        positions = lane.positions[rows]
-        fates.reach("rouge_l", positions)
-        if lane is candidates.instructions or filters.rouge_responses:
-            if lane is candidates.instructions:
-                verdicts = instructions
-            else:
-                verdicts = _compared_by_prompt(lane, rows, _comparison(filters, [threshold]))
-            (kept,), (value,), (against,) = verdicts.kept, verdicts.value, verdicts.against
-            fates.drop("rouge_l", positions[~kept], SIMILAR)
-            similar = against != NOBODY
-            similarity.value[positions[similar]] = value[similar]
-            for position, number in zip(positions[similar].tolist(), against[similar].tolist(), strict=True):
-                own = number - len(lane.pool)
-                similarity.against[position] = (
-                    lane.pool.ids[number] if own < 0 else candidates.ids[int(positions[own])].as_py()
-                )
-        drop_orphans(candidates, fates, "rouge_l")
-    return similarity
+    lane = candidates.responses
+    if filters.rouge_responses:
+        return _compared_by_prompt(lane, filters, thresholds, fates)
+    rows = np.flatnonzero(fates.alive[lane.positions])
+    return Compared(lane, rows, Verdicts.undecided(len(thresholds), len(rows)))
+
+
+def drop_similar(candidates: Candidates, compared: Compared, under: int, fates: Fates, similarity: Similarity) -> None:
+    """ROUGE-L: of rows that resemble each other more than a threshold the first stays.
+
+    ``under``: the position of the threshold. What is known of the rows is put into ``similarity``.
+    """
+    lane, verdicts = compared.lane, compared.verdicts
+    positions = lane.positions[compared.rows]
+    alive = fates.alive[positions]
+    fates.reach("rouge_l", positions[alive])
+    fates.drop("rouge_l", positions[alive & ~verdicts.kept[under]], SIMILAR)
+    similar = alive & (verdicts.against[under] != NOBODY)
+    similarity.value[positions[similar]] = verdicts.value[under][similar]
+    against = verdicts.against[under][similar].tolist()
+    for position, number in zip(positions[similar].tolist(), against, strict=True):
+        own = number - len(lane.pool)
+        similarity.against[position] = lane.pool.ids[number] if own < 0 else candidates.ids[int(positions[own])].as_py()
+    drop_orphans(candidates, fates, "rouge_l")
 
 
 def drop_orphans(candidates: Candidates, fates: Fates, stage: Stage) -> None:
@@ -319,10 +332,12 @@ def _comparison(filters: FilterSettings, thresholds: Sequence[float]) -> Compari
     return Comparison(filters.rouge_statistic, tuple(thresholds), floor)
 
 
-def _compared_by_prompt(lane: Lane, rows: Ints, comparison: Comparison) -> Verdicts:
-    pool = lane.pool
+def _compared_by_prompt(lane: Lane, filters: FilterSettings, thresholds: Sequence[float], fates: Fates) -> Compared:
+    pool, rows = lane.pool, np.flatnonzero(fates.alive[lane.positions])
     groups = _codes(np.concatenate([pool.prompts, lane.prompts[rows]]))
-    return keep_first_by_group(comparison, pool.words, groups[: len(pool)], lane.words, rows, groups[len(pool) :])
+    comparison = _comparison(filters, thresholds)
+    verdicts = keep_first_by_group(comparison, pool.words, groups[: len(pool)], lane.words, rows, groups[len(pool) :])
+    return Compared(lane, rows, verdicts)
 
 
 def _finished(lane: _Lane, pool: PoolRows, pool_repeats: np.ndarray[Any, np.dtype[np.bool_]]) -> Lane:

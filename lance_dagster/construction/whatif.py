@@ -17,7 +17,13 @@ import pyarrow.compute as pc
 
 from lance_dagster.construction.acceptance import Rewarded, accept
 from lance_dagster.construction.fates import Fates
-from lance_dagster.construction.filter_stage import compare_instructions, drop_similar, read_candidates
+from lance_dagster.construction.filter_stage import (
+    Similarity,
+    compare_instructions,
+    compare_responses,
+    drop_similar,
+    read_candidates,
+)
 from lance_dagster.construction.ledger import rows_of, seed_texts
 from lance_dagster.settings import ConstructionSettings
 
@@ -67,10 +73,12 @@ def what_if(
     revived = known.copy()
     revived.revive("contamination", compared)
     instructions = compare_instructions(candidates, filters, rouge, revived)
+    responses = compare_responses(candidates, filters, rouge, revived)
     outcomes = []
     for number, threshold in enumerate(rouge):
         compared_anew = revived.copy()
-        drop_similar(candidates, filters, threshold, compared_anew, instructions.under(number))
+        for lane in (instructions, responses):
+            drop_similar(candidates, lane, number, compared_anew, Similarity.none(len(known)))
         compared_anew.drop("rouge_l", compared_anew.alive & unreviewed, NEVER_REVIEWED)
         for score in accept_above:
             fates = compared_anew.copy()

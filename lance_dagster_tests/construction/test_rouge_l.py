@@ -298,7 +298,9 @@ def test_under_several_thresholds_at_once_rows_are_decided_on_as_under_each(stat
         alone = [Single.of(decide(Comparison(statistic, (threshold,), 0.4))) for threshold in thresholds]
         assert len({int(each.kept.sum()) for each in alone}) == 3
         for number, each in enumerate(alone):
-            assert [column.tolist() for column in Single.of(together.under(number))] == [c.tolist() for c in each]
+            assert together.kept[number].tolist() == each.kept.tolist()
+            assert together.value[number].tolist() == each.value.tolist()
+            assert together.against[number].tolist() == each.against.tolist()
 
 
 @pytest.mark.usefixtures("small_blocks")

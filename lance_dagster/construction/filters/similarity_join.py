@@ -51,11 +51,6 @@ class Verdicts:
         """Those of some rows."""
         return Verdicts(self.kept[:, rows], self.value[:, rows], self.against[:, rows])
 
-    def under(self, number: int) -> Verdicts:
-        """Those under one threshold, by its position."""
-        one = slice(number, number + 1)
-        return Verdicts(self.kept[one], self.value[one], self.against[one])
-
     def put(self, rows: slice | Ints, others: Verdicts) -> None:
         """Take over what was decided on some rows."""
         self.kept[:, rows], self.value[:, rows], self.against[:, rows] = others.kept, others.value, others.against
