@@ -369,17 +369,16 @@ def _run(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str, pa
     started = time.monotonic()
     label = job if partition is None else f"{job} {partition}"
     click.echo(f"== {label}", err=True)
-    try:
-        result = definitions.resolve_job_def(job).execute_in_process(
-            instance=instance, partition_key=partition, raise_on_error=False, tags=process_tag()
-        )
-    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        click.echo(f"{label} was interrupted; what is complete is kept, and the same command goes on there.", err=True)
-        sys.exit(130)
+    result = definitions.resolve_job_def(job).execute_in_process(
+        instance=instance, partition_key=partition, raise_on_error=False, tags=process_tag()
+    )
     if not result.success:
         for event in result.all_events:
             if event.is_step_failure:
                 data = event.step_failure_data
+                if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                    click.echo(f"{label} was interrupted; the same command goes on where it stopped.", err=True)
+                    sys.exit(130)
                 reason = data.user_failure_data.description if data.user_failure_data else None
                 click.echo(f"{event.step_key}: {reason or data.error_display_string}", err=True)
         click.echo(f"{label} failed; nothing complete is lost. `make ui` shows run {result.run_id}.", err=True)

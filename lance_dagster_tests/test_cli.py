@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
+from lance_dagster import cli
 from lance_dagster.cli import main
 from lance_dagster.construction.ledger import funnel
 from lance_dagster.storage.checkpoints import commit_checkpoint
@@ -104,6 +107,20 @@ def test_an_experiment_in_progress_is_neither_run_nor_cleaned(tmp_path: Path, mo
         assert f"mini is in progress on this Dagster instance: run {run.run_id}" in result.output
 
 
+def test_an_interrupted_run_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @dg.asset
+    def slow() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
+        time.sleep(30)
+
+    definitions = dg.Definitions([slow], jobs=[dg.define_asset_job("mini_setup")])
+    with pytest.raises(SystemExit) as ended, dg.DagsterInstance.ephemeral() as instance:
+        cli._run(instance, definitions, "mini_setup")
+    assert ended.value.code == 130
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1] == "mini_setup was interrupted; the same command goes on where it stopped."
+
+
 def test_clean_says_what_it_would_free_and_deletes_only_if_told(tmp_path: Path) -> None:
     project = project_with(tmp_path, {})
     folder = UPath(project / "data/store/mine/sft_checkpoint")
@@ -136,8 +153,6 @@ def test_a_threshold_that_is_none_is_refused(option: str, value: str, message: s
 
 
 def test_whatif_of_an_iteration_that_did_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lance_dagster import cli
-
     monkeypatch.setattr(cli, "_experiment", lambda name: tiny_experiment(tmp_path).experiment)
     result = CliRunner().invoke(main, ["whatif", "tiny", "1"])
     assert result.exit_code == 1
@@ -147,8 +162,6 @@ def test_whatif_of_an_iteration_that_did_not_run_says_so(tmp_path: Path, monkeyp
 def test_whatif_prints_a_line_per_setting_of_an_iteration_that_ran(
     evolved: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lance_dagster import cli
-
     monkeypatch.setattr(cli, "_experiment", lambda name: evolved.experiment)
     result = CliRunner().invoke(main, ["whatif", "tiny", "1", "--rouge", "0.6,0.9", "--accept", "7,8,9"])
     assert result.exit_code == 0, result.output
