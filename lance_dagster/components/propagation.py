@@ -9,6 +9,7 @@ import asyncio
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,9 +21,17 @@ from lance_dagster.components.staleness import Events, Place, Situation, Wiring
 
 AC = dg.AutomationCondition
 REPORT = "evolution_report"
-_SITUATIONS: WeakKeyDictionary[Any, dict[int, asyncio.Future[Situation]]] = (
-    WeakKeyDictionary()
-)  # by the view of one tick
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """What was read in one tick, by the condition that read it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    situations: dict[int, Situation] = field(default_factory=dict)
+
+
+_TICKS: WeakKeyDictionary[Any, _Tick] = WeakKeyDictionary()  # by Dagster's view of the assets, which lives for a tick
 
 
 class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
@@ -81,10 +90,11 @@ class OutOfDate(dg.AutomationCondition[dg.AssetKey]):
 
     async def _situation(self, context: dg.AutomationContext[dg.AssetKey]) -> Situation:
         """The experiment at this tick; read once for all of its assets, of which Dagster evaluates several at once."""
-        of_tick = _SITUATIONS.setdefault(context.asset_graph_view, {})
-        if id(self) not in of_tick:
-            of_tick[id(self)] = asyncio.ensure_future(self._read(context.asset_graph_view))
-        return await of_tick[id(self)]
+        tick = _TICKS.setdefault(context.asset_graph_view, _Tick())
+        async with tick.lock:  # a task kept here would keep the view alive
+            if id(self) not in tick.situations:
+                tick.situations[id(self)] = await self._read(context.asset_graph_view)
+        return tick.situations[id(self)]
 
     async def _read(self, view: Any) -> Situation:
         making: set[Place] = set()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 
+from lance_dagster.components.propagation import OutOfDate
+from lance_dagster.components.staleness import Wiring
 from lance_dagster.storage.tables import write_table
 from lance_dagster_tests.loop.events import latest_tags, opened, report_content, with_history
 from lance_dagster_tests.tiny import TRAINING, Tiny
@@ -64,6 +68,25 @@ def test_nothing_is_requested_where_everything_is_current_and_what_is_missing_is
     requests, cursor = tick(tiny)
     assert requests == []
     assert tick(tiny, cursor)[0] == [], "iteration 002 does not exist, and automation does not start it"
+
+
+def test_what_a_tick_read_is_forgotten_with_the_next() -> None:
+    """The sensors run in a process that lives for weeks."""
+
+    def views() -> int:
+        gc.collect()
+        return sum(type(one) is AssetGraphView for one in gc.get_objects())
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["000", "001"]), code_version="1")
+    def made() -> None: ...
+
+    condition = OutOfDate(Wiring.of([made], {}))
+    definitions = dg.Definitions([made.map_asset_specs(lambda s: s.replace_attributes(automation_condition=condition))])
+    before = views()
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(4):
+            dg.evaluate_automation_conditions(definitions, instance)
+    assert views() <= before + 1
 
 
 def test_an_artifact_made_again_with_the_same_content_requests_nothing(root: Path) -> None:
