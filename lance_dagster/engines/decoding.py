@@ -1,8 +1,8 @@
 """Generating with a transformers model in a batch that rows leave as they end, and waiting ones join.
 
 ``generate`` of transformers runs every row of a batch until the longest one ends, and computes a prompt anew for each
-of its samples. Here equal prompts are computed once, and a row that has ended makes room, keys and values included, for
-the next one (continuous batching: Yu et al., OSDI 2022).
+of its samples. Here a row that has ended makes room, keys and values included, for the next one (continuous batching:
+Yu et al., OSDI 2022), and equal prompts that join together are computed once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lance_dagster.settings import SamplingSettings
 if TYPE_CHECKING:
     import torch
 
-_ENDED_SHARE = 0.125  # rows leave and join once so many have ended: each time copies the cache
+_ENDED_SHARE = 0.125  # rows leave and join once more than this share has ended: each time copies the cache
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,24 @@ def decode(
 
     new: list[list[int]] = [[] for _ in prompts]
     most = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
-    stop = torch.tensor(sorted(ends), device=model.device)
-    picker = _Picker(seeds, sampling, model.device)
-    batch = _Batch(model, pad)
+    batch = _Batch(model, sampling, pad)
     waiting, room = 0, True  # the first row that waits; whether rows have left
     with torch.inference_mode():
-        while len(batch) or waiting < len(prompts):
+        while batch.rows or waiting < len(prompts):
             if room and batch.may_be_joined:
-                next_ones = range(waiting, min(waiting + limits.rows, len(prompts)))
-                count = limits.admitted([most[row] for row in next_ones], [most[row] for row in batch.rows.tolist()])
-                if count:
-                    batch.join(next_ones[:count], [prompts[row] for row in next_ones[:count]])
-                    waiting += count
-                room = False
-            tokens = picker(batch.logits, batch.rows, batch.steps)
-            for row, token, living in zip(batch.rows.tolist(), tokens.tolist(), batch.alive.tolist(), strict=True):
-                if living:
+                running = [most[row] for row in batch.rows]
+                count = limits.admitted(most[waiting : waiting + limits.rows], running)
+                joining = slice(waiting, waiting + count)
+                batch.join(range(waiting, waiting + count), prompts[joining], seeds[joining])
+                waiting, room = waiting + count, False
+                longest = max(most[row] for row in batch.rows)
+            tokens = batch.pick()
+            for position, (row, token) in enumerate(zip(batch.rows, tokens.tolist(), strict=True)):
+                if batch.living[position]:
                     new[row].append(token)
-            batch.alive &= ~torch.isin(tokens, stop) & (batch.steps + 1 < sampling.max_new_tokens)
-            left = int(batch.alive.sum())
-            if left < len(batch) * (1 - _ENDED_SHARE) or not left:
+                    batch.living[position] = token not in ends and len(new[row]) < sampling.max_new_tokens
+            left = sum(batch.living)
+            if left < len(batch.rows) and (left < len(batch.rows) * (1 - _ENDED_SHARE) or batch.width >= longest):
                 tokens, room = tokens[batch.leave()], True
             if left:
                 batch.step(tokens)
@@ -84,80 +82,104 @@ def decode(
 
 
 class _Batch:
-    """Rows that are generated together: keys and values in ``cache``, padded on the left.
+    """Rows that are generated together: keys and values in ``_cache``, padded on the left.
 
-    ``rows``: which prompts they are; ``steps``: how many new tokens each has; ``logits``: of its next one, (rows,
-    vocabulary); ``mask``: (rows, width).
+    ``rows``: which prompts they are; ``living``: those that have not ended. Each row has the logits of its next token,
+    (rows, vocabulary), the attention mask, (rows, width), and the uniform numbers of all its tokens.
     """
 
-    def __init__(self, model: Any, pad: int) -> None:
-        import torch
-
-        self._model, self._pad = model, pad
-        self.rows = torch.empty(0, dtype=torch.long, device=model.device)
-        self.steps, self.alive = self.rows.clone(), self.rows.bool()
-        self.mask = self.rows[:, None]
-        self.logits: Any = None
+    def __init__(self, model: Any, sampling: SamplingSettings, pad: int) -> None:
+        self._model, self._sampling, self._pad = model, sampling, pad
+        self.rows: list[int] = []
+        self.living: list[bool] = []
         self._cache: Any = None
+        self._logits: Any = None
+        self._mask: Any = None
+        self._uniforms: Any = None
+        self._steps: Any = None  # tokens that each row has
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def width(self) -> int:
+        return int(self._mask.shape[1])
 
     @property
     def may_be_joined(self) -> bool:
         """Layers that keep more or less than keys and values of all tokens take new rows only when there are none."""
         from transformers.cache_utils import DynamicLayer
 
-        return not len(self) or all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        return not self.rows or all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
-    def join(self, rows: range, prompts: Sequence[Sequence[int]]) -> None:
+    def join(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Compute prompts and put them behind the rows that are there."""
         import torch
         from transformers import DynamicCache
 
+        if not rows:
+            return
         cache = DynamicCache(config=self._model.config)
         logits, mask = _prefill(self._model, prompts, self._pad, cache)
-        joining = torch.arange(rows.start, rows.stop, device=mask.device)
-        if not len(self):
-            self._cache, self.logits, self.mask = cache, logits, mask
-            self.rows, self.steps, self.alive = joining, torch.zeros_like(joining), torch.ones_like(joining).bool()
-            return
-        width = max(self.mask.shape[1], mask.shape[1])
-        for own, other in zip(self._cache.layers, cache.layers, strict=True):
-            own.keys = torch.cat([_widened(own.keys, width, 2), _widened(other.keys, width, 2)])
-            own.values = torch.cat([_widened(own.values, width, 2), _widened(other.values, width, 2)])
-        self.mask = torch.cat([_widened(self.mask, width, 1), _widened(mask, width, 1)])
-        self.logits = torch.cat([self.logits, logits])
-        self.rows = torch.cat([self.rows, joining])
-        self.steps = torch.cat([self.steps, torch.zeros_like(joining)])
-        self.alive = torch.cat([self.alive, torch.ones_like(joining).bool()])
+        uniforms = _uniforms(seeds, self._sampling).to(mask.device)
+        steps = torch.zeros(len(rows), dtype=torch.long, device=mask.device)
+        if self.rows:
+            width = max(self.width, mask.shape[1])
+            for own, other in zip(self._cache.layers, cache.layers, strict=True):
+                own.keys = torch.cat([_widened(own.keys, width, 2), _widened(other.keys, width, 2)])
+                own.values = torch.cat([_widened(own.values, width, 2), _widened(other.values, width, 2)])
+            cache = self._cache
+            mask = torch.cat([_widened(self._mask, width, 1), _widened(mask, width, 1)])
+            logits = torch.cat([self._logits, logits])
+            uniforms = torch.cat([self._uniforms, uniforms])
+            steps = torch.cat([self._steps, steps])
+        self._cache, self._mask, self._logits, self._uniforms, self._steps = cache, mask, logits, uniforms, steps
+        self.rows += rows
+        self.living += [True] * len(rows)
 
     def leave(self) -> torch.Tensor:
         """Take the rows out that have ended; returns the positions of the others. Unused width goes with them."""
-        kept = self.alive.nonzero()[:, 0]
-        self._cache.batch_select_indices(kept)
-        self.rows, self.steps, self.alive = self.rows[kept], self.steps[kept], self.alive[kept]
-        self.mask, self.logits = self.mask[kept], self.logits[kept]
-        if len(self) and self.may_be_joined:
-            width = int(self.mask.sum(1).max())
-            self.mask = self.mask[:, -width:]
-            for layer in self._cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, -width:], layer.values[:, :, -width:]
-        return kept
-
-    def step(self, tokens: torch.Tensor) -> None:
-        """Give every row its next token."""
         import torch
 
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self), 1)], dim=1)
+        kept = [position for position, living in enumerate(self.living) if living]
+        positions = torch.tensor(kept, dtype=torch.long, device=self._mask.device)
+        self.rows, self.living = [self.rows[position] for position in kept], [True] * len(kept)
+        if kept:
+            self._cache.reorder_cache(positions)  # of all types of layers; batch_select_indices is not
+            self._mask, self._logits = self._mask[positions], self._logits[positions]
+            self._uniforms, self._steps = self._uniforms[positions], self._steps[positions]
+            if self.may_be_joined:
+                width = int(self._mask.sum(1).max())
+                self._mask = self._mask[:, -width:]
+                for layer in self._cache.layers:
+                    layer.keys, layer.values = layer.keys[:, :, -width:], layer.values[:, :, -width:]
+        return positions
+
+    def pick(self) -> torch.Tensor:
+        """The next token of each row: the most probable one at temperature 0, else a sample from the nucleus, the
+        smallest set of tokens whose probabilities at the temperature add up to at least top_p."""
+        if self._sampling.temperature == 0:
+            return self._logits.argmax(-1)  # type: ignore[no-any-return]
+        heated = (self._logits.double() / self._sampling.temperature).softmax(-1)
+        probabilities, tokens = heated.sort(stable=True, dim=-1, descending=True)
+        cumulative = probabilities.cumsum(-1)
+        mass = (probabilities * (cumulative - probabilities < self._sampling.top_p)).sum(-1, keepdim=True)
+        number = self._steps.clamp(max=self._sampling.max_new_tokens - 1)  # what ended rows would say is not heard
+        target = self._uniforms.gather(1, number[:, None]) * mass
+        choice = (cumulative <= target).sum(-1, keepdim=True).clamp(max=heated.shape[-1] - 1)
+        return tokens.gather(-1, choice)[:, 0]  # type: ignore[no-any-return]
+
+    def step(self, tokens: torch.Tensor) -> None:
+        """Give every row its next token. One that has ended stays where it is: its context may be full."""
+        import torch
+
+        living = torch.tensor(self.living, dtype=self._mask.dtype, device=self._mask.device)
+        self._mask = torch.cat([self._mask, living[:, None]], dim=1)
         output = self._model(
             input_ids=tokens[:, None],
-            attention_mask=self.mask,
-            position_ids=self.mask.sum(1, keepdim=True) - 1,
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(1, keepdim=True) - 1,
             past_key_values=self._cache,
         )
-        self.logits = output.logits[:, -1]
-        self.steps = self.steps + 1
+        self._logits = output.logits[:, -1]
+        self._steps = self._steps + 1
 
 
 def _widened(values: torch.Tensor, width: int, dim: int) -> torch.Tensor:
@@ -167,6 +189,16 @@ def _widened(values: torch.Tensor, width: int, dim: int) -> torch.Tensor:
     missing = list(values.shape)
     missing[dim] = width - values.shape[dim]
     return torch.cat([values.new_zeros(missing), values], dim=dim) if missing[dim] else values
+
+
+def _uniforms(seeds: Sequence[int], sampling: SamplingSettings) -> torch.Tensor:
+    """A number in [0, 1) for each token of each row, (rows, max_new_tokens); none at temperature 0."""
+    import numpy as np
+    import torch
+
+    if sampling.temperature == 0:
+        return torch.empty(len(seeds), 0, dtype=torch.float64)
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds]))
 
 
 def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int, cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,32 +223,5 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int, cache: Any)
     if len(different) == len(prompts):
         return logits, mask
     rows = torch.tensor([order[tuple(prompt)] for prompt in prompts], device=model.device)
-    cache.batch_select_indices(rows)
+    cache.reorder_cache(rows)
     return logits[rows], mask[rows]
-
-
-class _Picker:
-    """The next token of each row: the most probable one at temperature 0, else a sample from the nucleus, the smallest
-    set of tokens whose probabilities at the temperature add up to at least top_p."""
-
-    def __init__(self, seeds: Sequence[int], sampling: SamplingSettings, device: Any) -> None:
-        import numpy as np
-        import torch
-
-        self._sampling = sampling
-        if sampling.temperature > 0:
-            uniforms = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
-            self._uniforms = torch.from_numpy(uniforms).to(device)
-
-    def __call__(self, logits: torch.Tensor, rows: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        """``logits``: (rows, vocabulary); ``rows``: whose they are; ``steps``: the number of the token, from 0."""
-        if self._sampling.temperature == 0:
-            return logits.argmax(-1)
-        heated = (logits.double() / self._sampling.temperature).softmax(-1)
-        probabilities, tokens = heated.sort(stable=True, dim=-1, descending=True)
-        cumulative = probabilities.cumsum(-1)
-        mass = (probabilities * (cumulative - probabilities < self._sampling.top_p)).sum(-1, keepdim=True)
-        number = steps.clamp(max=self._sampling.max_new_tokens - 1)  # rows that have ended are not looked at
-        target = self._uniforms[rows, number][:, None] * mass
-        choice = (cumulative <= target).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
-        return tokens.gather(-1, choice)[:, 0]
