@@ -123,9 +123,11 @@ def filtered(path: Path) -> dict[str, float]:
     drop_duplicates(candidates, fates)
     drop_contaminated(source, evaluation, filters, fates)
     clocks.append((time.perf_counter(), time.process_time()))
-    similarity, threshold = Similarity.none(count), [filters.rouge_threshold]
-    drop_similar(candidates, compare_instructions(candidates, filters, threshold, fates), 0, fates, similarity)
-    drop_similar(candidates, compare_responses(candidates, filters, threshold, fates), 0, fates, similarity)
+    instructions = compare_instructions(candidates, filters, [filters.rouge_threshold], fates)
+    drop_similar(candidates, instructions, 0, fates)
+    responses = compare_responses(candidates, filters, [filters.rouge_threshold], fates)
+    drop_similar(candidates, responses, 0, fates)
+    Similarity.of(candidates, [instructions, responses])
     clocks.append((time.perf_counter(), time.process_time()))
     (wall, cpu), (wall_similar, cpu_similar) = np.diff(clocks, axis=0)
     return {

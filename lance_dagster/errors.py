@@ -21,6 +21,10 @@ class GenerationError(LanceError):
     """An engine cannot load its model or did not answer every request."""
 
 
+class ClusterError(LanceError):
+    """A Ray cluster is not there, gives nothing to work with, or stopped."""
+
+
 class TrainingError(LanceError):
     """A training set cannot be trained on, or training went wrong."""
 

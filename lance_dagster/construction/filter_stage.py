@@ -107,8 +107,19 @@ class Similarity:
     against: list[str | None]
 
     @classmethod
-    def none(cls, rows: int) -> Similarity:
-        return cls(np.full(rows, np.nan), [None] * rows)
+    def of(cls, candidates: Candidates, lanes: Sequence[Compared]) -> Similarity:
+        """What was found under a single threshold."""
+        found = cls(np.full(len(candidates.ids), np.nan), [None] * len(candidates.ids))
+        for lane, rows, verdicts in lanes:
+            positions, similar = lane.positions[rows], verdicts.against[0] != NOBODY
+            found.value[positions[similar]] = verdicts.value[0][similar]
+            against = verdicts.against[0][similar].tolist()
+            for position, number in zip(positions[similar].tolist(), against, strict=True):
+                own = number - len(lane.pool)
+                found.against[position] = (
+                    lane.pool.ids[number] if own < 0 else candidates.ids[int(positions[own])].as_py()
+                )
+        return found
 
 
 class Compared(NamedTuple):
@@ -152,11 +163,12 @@ def filter_candidates(
     hits, contaminated = CONTAMINATION_HITS.empty_table(), pa.nulls(rows, pa.bool_())
     if filters.contamination != "off":
         hits, contaminated = drop_contaminated(source, evaluation, filters, fates)
-    similarity, thresholds = Similarity.none(rows), [filters.rouge_threshold]
-    drop_similar(
-        candidates, compare_instructions(candidates, filters, thresholds, fates, shelves), 0, fates, similarity
-    )
-    drop_similar(candidates, compare_responses(candidates, filters, thresholds, fates), 0, fates, similarity)
+    thresholds = [filters.rouge_threshold]
+    instructions = compare_instructions(candidates, filters, thresholds, fates, shelves)
+    drop_similar(candidates, instructions, 0, fates)
+    responses = compare_responses(candidates, filters, thresholds, fates)
+    drop_similar(candidates, responses, 0, fates)
+    similarity = Similarity.of(candidates, [instructions, responses])
     return Filtered(fates, similarity, contaminated, hits, candidates.unseen)
 
 
@@ -300,22 +312,15 @@ def compare_responses(
     return Compared(lane, rows, Verdicts.undecided(len(thresholds), len(rows)))
 
 
-def drop_similar(candidates: Candidates, compared: Compared, under: int, fates: Fates, similarity: Similarity) -> None:
+def drop_similar(candidates: Candidates, compared: Compared, under: int, fates: Fates) -> None:
     """ROUGE-L: of rows that resemble each other more than a threshold the first stays.
 
-    ``under``: the position of the threshold. What is known of the rows is put into ``similarity``.
+    ``under``: the position of the threshold.
     """
-    lane, verdicts = compared.lane, compared.verdicts
-    positions = lane.positions[compared.rows]
+    positions = compared.lane.positions[compared.rows]
     alive = fates.alive[positions]
     fates.reach("rouge_l", positions[alive])
-    fates.drop("rouge_l", positions[alive & ~verdicts.kept[under]], SIMILAR)
-    similar = alive & (verdicts.against[under] != NOBODY)
-    similarity.value[positions[similar]] = verdicts.value[under][similar]
-    against = verdicts.against[under][similar].tolist()
-    for position, number in zip(positions[similar].tolist(), against, strict=True):
-        own = number - len(lane.pool)
-        similarity.against[position] = lane.pool.ids[number] if own < 0 else candidates.ids[int(positions[own])].as_py()
+    fates.drop("rouge_l", positions[alive & ~compared.verdicts.kept[under]], SIMILAR)
     drop_orphans(candidates, fates, "rouge_l")
 
 

@@ -94,7 +94,7 @@ def _shelves(context: StepContext, stack: ExitStack) -> Shelves:
         return InMemory()
     join_cluster(settings.engine.ray, stack)
     context.log("ROUGE-L is compared on the Ray cluster of engine.ray")
-    return RayShelves()
+    return RayShelves(settings.engine.ray, context.log)
 
 
 def funnel(ledger: pa.Table) -> dict[str, int]:

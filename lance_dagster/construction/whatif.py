@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from lance_dagster.construction.acceptance import Rewarded, accept
 from lance_dagster.construction.fates import Fates
 from lance_dagster.construction.filter_stage import (
-    Similarity,
     compare_instructions,
     compare_responses,
     drop_similar,
@@ -78,7 +77,7 @@ def what_if(
     for number, threshold in enumerate(rouge):
         compared_anew = revived.copy()
         for lane in (instructions, responses):
-            drop_similar(candidates, lane, number, compared_anew, Similarity.none(len(known)))
+            drop_similar(candidates, lane, number, compared_anew)
         compared_anew.drop("rouge_l", compared_anew.alive & unreviewed, NEVER_REVIEWED)
         for score in accept_above:
             fates = compared_anew.copy()

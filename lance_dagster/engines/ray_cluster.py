@@ -7,17 +7,17 @@ import socket
 from contextlib import ExitStack
 from importlib.util import find_spec
 
-from lance_dagster.errors import GenerationError
+from lance_dagster.errors import ClusterError
 from lance_dagster.settings import RaySettings
 
 
 def join_cluster(settings: RaySettings, stack: ExitStack) -> None:
     """Connect to the cluster of the settings, or start one on this machine that ends with ``stack``.
 
-    Raises GenerationError where Ray is not installed or no cluster is at the address.
+    Raises ClusterError where Ray is not installed or no cluster is at the address.
     """
     if find_spec("ray") is None:
-        raise GenerationError(
+        raise ClusterError(
             "the settings ask for Ray, which is not installed: pip install 'lance-dagster[ray]' here and on every node"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -30,7 +30,7 @@ def join_cluster(settings: RaySettings, stack: ExitStack) -> None:
         _knock(settings.address)
         ray.init(**where, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError) as error:
-        raise GenerationError(
+        raise ClusterError(
             f"engine.ray.address: no Ray cluster at {settings.address} ({error}). `ray status` on its head node shows "
             "whether it runs; leave the address out to start one on this machine."
         ) from error

@@ -67,7 +67,7 @@ class OpenAISettings(Section):
 
 
 class RaySettings(Section):
-    """A Ray cluster that generates: workers with an engine each."""
+    """A Ray cluster: workers that generate, with an engine each, and the comparison of rows."""
 
     inner: Literal["transformers", "vllm"] = Field("transformers", description="the engine that every worker runs")
     address: str | None = Field(
@@ -88,11 +88,13 @@ class RaySettings(Section):
     restarts: int = Field(
         3, ge=0, le=100, description="times that a worker which died is started again, and its requests are asked again"
     )
-    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds until all workers have loaded the model")
+    start_timeout_s: float = Field(
+        600.0, gt=0.0, description="seconds until all workers have loaded the model; of comparing, without a result"
+    )
     rouge_join: bool = Field(
         False,
-        description="compare rows by ROUGE-L on this cluster too, whatever engine generates: those of the scopes "
-        "iteration and all, for more rows than one machine holds (construction.filters.rouge_scope)",
+        description="compare rows by ROUGE-L on all CPUs of this cluster, whatever engine generates; for many rows and "
+        "construction.filters.rouge_scope iteration or all",
     )
 
 

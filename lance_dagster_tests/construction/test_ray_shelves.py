@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lance_dagster.construction.filters import similarity_join
+from lance_dagster.construction.filters import ray_shelves, similarity_join
 from lance_dagster.construction.filters.ray_shelves import RayShelves
 from lance_dagster.construction.filters.rouge_l import Statistic, tokens_of
 from lance_dagster.construction.filters.shelves import Comparison, InMemory, Shelves
 from lance_dagster.construction.filters.similarity_join import SimilarityJoin, Verdicts
 from lance_dagster.construction.filters.words import Vocabulary, WordRows
 from lance_dagster.engines.ray_cluster import join_cluster
-from lance_dagster.errors import GenerationError
+from lance_dagster.errors import ClusterError, SettingsError
 from lance_dagster.settings import RaySettings
 from lance_dagster_tests.construction.scripted import INSTRUCTION, LOW, bench, fates, filters, unlike
 from lance_dagster_tests.ray_nodes import two_nodes
@@ -70,7 +70,7 @@ def verdicts(statistic: Statistic, shelves: Shelves) -> Verdicts:
 @pytest.mark.usefixtures("joined_cluster")
 @pytest.mark.parametrize("statistic", ["f", "any", "union_lcs"])
 def test_verdicts_are_those_of_a_pool_in_memory(statistic: Statistic) -> None:
-    here, there = verdicts(statistic, InMemory()), verdicts(statistic, RayShelves())
+    here, there = verdicts(statistic, InMemory()), verdicts(statistic, RayShelves(RaySettings(), print))
     assert there.kept.tolist() == here.kept.tolist()
     assert there.value.tolist() == here.value.tolist()
     assert there.against.tolist() == here.against.tolist()
@@ -81,7 +81,7 @@ class LosesANode(RayShelves):
     """As soon as shelves lie on the node that is not the head's, and nowhere else, it is gone; ``lost``: those."""
 
     def __init__(self, cluster: Any) -> None:
-        super().__init__()
+        super().__init__(RaySettings(), print)
         self._cluster, self.lost = cluster, 0
 
     def nearest(self, handles: Any, rows: WordRows) -> Any:
@@ -105,6 +105,37 @@ def test_shelves_of_a_node_that_is_lost_are_made_again(joined_cluster: Any) -> N
     assert shelves.lost > 0
 
 
+def test_what_is_wrong_with_the_rows_is_no_failure_of_the_cluster(
+    joined_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(shelf: Any, rows: WordRows) -> Any:
+        raise SettingsError("two texts cannot be compared")
+
+    monkeypatch.setattr(ray_shelves, "_look_up", refusing)
+    with pytest.raises(SettingsError, match=r"^two texts cannot be compared$"):
+        verdicts("f", RayShelves(RaySettings(), print))
+
+
+def test_a_cluster_without_a_free_cpu_is_waited_for_and_named(
+    joined_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def there(self) -> bool:
+            return True
+
+    others = [Other.remote() for _ in range(2)]  # type: ignore[attr-defined]
+    ray.get([other.there.remote() for other in others])
+    monkeypatch.setattr(ray_shelves, "_SECONDS_BETWEEN_LINES", 0.5)
+    lines: list[str] = []
+    with pytest.raises(ClusterError, match=r"got nothing done .* for 2 s: 0 of its 2 CPUs are free"):
+        verdicts("f", RayShelves(RaySettings(start_timeout_s=2), lines.append))
+    assert lines[0].startswith("ROUGE-L waits for the Ray cluster since ")
+    assert lines[0].endswith(" s: 0 of its 2 CPUs are free")
+
+
 def test_the_ledger_is_the_same_with_the_comparison_on_the_cluster(tmp_path: Path, cluster: Any) -> None:
     texts = [unlike(1), f"{unlike(1)} too", unlike(2), f"too {unlike(2)}", unlike(3), unlike(4)]
     construction = {**filters(rouge_scope="iteration"), "samples": len(texts)}
@@ -120,5 +151,5 @@ def test_the_ledger_is_the_same_with_the_comparison_on_the_cluster(tmp_path: Pat
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:
     engine = {"ray": {"rouge_join": True, "address": "127.0.0.1:1"}}
     made = bench(tmp_path, construction=filters(rouge_scope="iteration"), engine=engine)
-    with pytest.raises(GenerationError, match=r"engine.ray.address: no Ray cluster at 127.0.0.1:1"):
+    with pytest.raises(ClusterError, match=r"engine.ray.address: no Ray cluster at 127.0.0.1:1"):
         made.ledger(LOW)

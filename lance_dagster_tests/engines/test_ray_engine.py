@@ -16,7 +16,7 @@ from lance_dagster.engines.engine import GenerationRequest
 from lance_dagster.engines.ray_engine import RayEngine
 from lance_dagster.engines.registry import engine_identity, gpus_of
 from lance_dagster.engines.transformers_engine import TransformersEngine
-from lance_dagster.errors import GenerationError
+from lance_dagster.errors import ClusterError, GenerationError
 from lance_dagster.prompts.prompt_sets import load_prompt_set
 from lance_dagster.settings import EngineSettings, ModelSettings, SamplingSettings
 from lance_dagster_tests.engines.test_tether import ended
@@ -41,7 +41,7 @@ def requests(count: int) -> list[GenerationRequest]:
 
 
 def test_no_cluster_at_the_address() -> None:  # first: a program that is in a cluster stays in it
-    with pytest.raises(GenerationError, match=r"engine.ray.address: no Ray cluster at 127.0.0.1:1 .*ray status"):
+    with pytest.raises(ClusterError, match=r"engine.ray.address: no Ray cluster at 127.0.0.1:1 .*ray status"):
         RayEngine(BASE, "base", MODEL, settings(address="127.0.0.1:1"))
 
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Page, Playwright, Response, expect, sync_playwright
 
 from lance_dagster_tests.loop.events import with_served_history
 from lance_dagster_tests.loop.server import serving, wait_until
@@ -86,18 +86,22 @@ def test_the_graphs_of_all_shipped_experiments_load_without_errors(tmp_path: Pat
     shipped = sorted(path.parent.name for path in (REPOSITORY / "lance_dagster/defs").glob("*/defs.yaml"))
     with serving(tmp_path, None) as server, sync_playwright() as playwright:
         page, errors = page_of(playwright), []
+        answers: list[Response] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("response", lambda answer: answers.append(answer) if answer.url.endswith("/graphql") else None)
         for experiment in shipped:
             page.goto(f"{server.url}/locations/lance_dagster/asset-groups/{experiment}/lineage")
             for asset in ("policy_model", "evolution_report"):
                 expect(page.get_by_text(asset, exact=True).first).to_be_visible()
-            expect(page.get_by_text("Unexpected GraphQL error")).to_have_count(0)
+            page.wait_for_load_state("networkidle")
+            errors += [answer.text() for answer in answers if answer.status != 200 or "errors" in answer.json()]
+            answers.clear()
         page.goto(f"{server.url}/asset-groups")
         for experiment in shipped:
             expect(page.get_by_text(experiment, exact=True).first).to_be_visible()
         assert errors == []
-        failed = server.query(
+        workspace = server.query(
             "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
         )
-        (entry,) = failed["workspaceOrError"]["locationEntries"]
+        (entry,) = workspace["workspaceOrError"]["locationEntries"]
         assert entry["locationOrLoadError"]["__typename"] == "RepositoryLocation"

@@ -120,7 +120,7 @@ class Index:
         self._factors: dict[tuple[_Band, bool], _Factor] = {}
 
     def prepare(self) -> None:
-        """Work out now what look-ups would work out when they need it."""
+        """Work out now what look-ups would work out when they need it; unless the statistic is ``f``, twice as much."""
         for band in self._rows.bands:
             for thin in (True,) if self._bound.statistic == "f" else (False, True):
                 self._factor(band, thin)

@@ -1,4 +1,4 @@
-"""The pool of kept rows, in shelves of some thousand rows with an index each, and where they lie."""
+"""The pool of kept rows, in shelves of up to 32,768 rows with an index each, and where they lie."""
 
 from __future__ import annotations
 

@@ -86,10 +86,6 @@ class SimilarityJoin:
         self._shelves = InMemory() if shelves is None else shelves
         self._pool: list[tuple[Any, int]] = []  # shelves, and how many rows are on each
 
-    def __len__(self) -> int:
-        """Rows of the pool."""
-        return sum(rows for _, rows in self._pool)
-
     def add(self, rows: WordRows, numbers: Ints) -> None:
         """Rows that are kept whatever they resemble. ``numbers`` name them in verdicts, and grow from row to row."""
         for start in range(0, len(rows), _LARGEST_SHELF):
