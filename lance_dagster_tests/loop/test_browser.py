@@ -105,3 +105,15 @@ def test_the_graphs_of_all_shipped_experiments_load_without_errors(tmp_path: Pat
         )
         (entry,) = workspace["workspaceOrError"]["locationEntries"]
         assert entry["locationOrLoadError"]["__typename"] == "RepositoryLocation"
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_the_lineage_page_is_readable_on_a_phone_and_on_a_desk(evolved: Tiny, width: int) -> None:
+    with sync_playwright() as playwright:
+        page = page_of(playwright)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto((Path(str(evolved.experiment.store.folder)) / "lineage.html").resolve().as_uri())
+        label = page.locator(".texts td.l", has_text="instruction").first
+        box = label.bounding_box()
+        assert box is not None and box["height"] < 60, "its letters stand on one line"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
