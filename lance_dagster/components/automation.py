@@ -53,12 +53,14 @@ def refuse_after_failed_iteration(context: dg.AssetExecutionContext, experiment:
             break  # by re-executing that run, or by another run that somebody started
         failed = record.dagster_run
     if failed is not None:
-        cause = failed.tags[_PARTITION_TAG]
+        cause, run = failed.tags[_PARTITION_TAG], f"run {failed.run_id}, {failed.status.value}"
+        what, mend = "did not succeed", "Mend the cause, run"
+        if failed.status in UNFINISHED:
+            what, mend = "is being tried again", "Wait until it is complete. If it fails: mend the cause, run"
         raise ArtifactError(
-            f"iteration {cause} of experiment {experiment} did not succeed (run {failed.run_id}, "
-            f"{failed.status.value}), so iteration {iteration_key(iteration)} would start from an old model. Mend the "
-            f"cause, run `dg launch --job {experiment}_one_iteration --partition {cause}` or re-execute that run from "
-            "failure in the web UI, then re-execute the backfill from failure."
+            f"iteration {cause} of experiment {experiment} {what} ({run}), so iteration {iteration_key(iteration)} "
+            f"would start from an old model. {mend} `dg launch --job {experiment}_one_iteration --partition {cause}` "
+            "or re-execute that run from failure in the web UI. Then launch the later iterations again."
         )
 
 

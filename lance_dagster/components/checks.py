@@ -107,6 +107,13 @@ def _checks(experiment: Experiment, wiring: Wiring, asset: str, gates: Sequence[
 
     @dg.multi_asset_check(name=f"{experiment.name}__{asset}__checks", specs=specs, can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext) -> Iterable[dg.AssetCheckResult]:
+        if partitions is not None and not context.has_partition_key:
+            raise dg.Failure(
+                f"The checks of {asset} are judged per iteration, in the run that makes it, and Dagster cannot run "
+                f"them on their own. Materialise {asset} of an iteration, or evolution_report, which lists what is out "
+                "of date.",
+                allow_retries=False,
+            )
         partition = context.partition_key if context.has_partition_key else UNPARTITIONED
         wanted = {selected.name for selected in context.selected_asset_check_keys}
         for gate in gates:

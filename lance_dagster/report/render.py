@@ -26,6 +26,7 @@ _MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~#!$])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_END = re.compile(r"\r\n?|[\n\x0b\x0c\x85\u2028\u2029]")
 _CHECKPOINT = re.compile(r"\bM_(\d+)(?:\^([SD]))?")
+_COMMAND = re.compile(r"`([^`]+)`")
 
 
 def to_markdown(summary: Summary) -> str:
@@ -107,8 +108,8 @@ def _data_url(png: bytes) -> str:
 
 
 def _typeset(text: str) -> Markup:
-    """Escaped text in which M_1^S is set with subscript and superscript."""
-    return Markup(_CHECKPOINT.sub(_checkpoint_html, str(escape(text))))
+    """Escaped text in which M_1^S is set with subscript and superscript, and `commands` as code."""
+    return Markup(_COMMAND.sub(r"<code>\1</code>", _CHECKPOINT.sub(_checkpoint_html, str(escape(text)))))
 
 
 def _checkpoint_html(match: re.Match[str]) -> str:

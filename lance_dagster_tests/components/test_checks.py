@@ -95,6 +95,15 @@ def test_every_gate_is_judged_in_a_run_of_its_iteration_and_bears_the_partition(
     assert isinstance(figures["difference"].value, float)
 
 
+def test_checks_without_an_iteration_say_where_they_are_judged(tmp_path: Path) -> None:
+    tiny = tiny_experiment(tmp_path)
+    checks = dg.AssetSelection.checks_for_assets(tiny.experiment.key("candidate_ledger"))
+    definitions = dg.Definitions.merge(tiny.definitions, dg.Definitions(jobs=[dg.define_asset_job("alone", checks)]))
+    result = definitions.resolve_job_def("alone").execute_in_process(instance=tiny.instance, raise_on_error=False)
+    failure = str(result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data)
+    assert "The checks of candidate_ledger are judged per iteration" in failure
+
+
 def test_a_row_of_the_evaluation_in_a_stored_set_does_not_pass(evolved: Tiny, tmp_path: Path) -> None:
     items = (REPOSITORY / "lance_dagster/mini/lm_eval/dev.jsonl").read_text().splitlines()
     leaked = json.loads(items[0])["instruction"]

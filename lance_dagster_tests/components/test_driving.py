@@ -165,6 +165,27 @@ def test_after_a_failed_iteration_the_later_ones_of_a_window_or_backfill_name_th
         assert "dg launch --job tiny_one_iteration --partition 000" in message
 
 
+def test_an_iteration_that_is_being_tried_again_is_waited_for(tiny: Tiny) -> None:
+    make(tiny, "000", {"dagster/backfill": "together"}, fails=True)
+    again = tiny.instance.add_run(
+        dg.DagsterRun(
+            "tiny_one_iteration",
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"dagster/backfill": "together", "dagster/partition": "000"},
+        )
+    )
+    result = tiny.definitions.resolve_job_def("tiny_one_iteration").execute_in_process(
+        instance=tiny.instance,
+        partition_key="001",
+        tags={"dagster/backfill": "together"},
+        asset_selection=[tiny.experiment.key("policy_model")],
+        raise_on_error=False,
+    )
+    message = str(result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data)
+    assert f"iteration 000 of experiment tiny is being tried again (run {again.run_id}, STARTED)" in message
+    assert "Wait until it is complete." in message
+
+
 def write_seeds(folder: Path, name: str, *rows: Mapping[str, Any], age: float = 60) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -20,14 +20,18 @@ def store_of(home: Path) -> ExperimentStore:
     return opened(home, storage="data/dagster/storage").experiment.store
 
 
-def test_a_failed_iteration_stops_the_later_ones_at_once_and_two_clicks_recover_the_backfill(
-    evolved: Tiny, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fails_at", "recovered_by"),
+    [("sft_set", "launching the later ones"), ("reviewed_seed", "Re-execute from failure")],
+)
+def test_a_failed_iteration_stops_the_later_ones_at_once_and_the_backfill_is_recovered(
+    evolved: Tiny, tmp_path: Path, fails_at: str, recovered_by: str
 ) -> None:
     with_served_history(evolved, tmp_path)
     store = store_of(tmp_path)
-    in_the_way = Path(str(store.table("reviewed_seed", "001")))
+    in_the_way = Path(str(store.table(fails_at, "001")))
     in_the_way.unlink()
-    in_the_way.mkdir()  # so iteration 001 cannot write its first table
+    in_the_way.mkdir()  # so iteration 001 cannot write this table
     old = store.checkpoint("dpo_checkpoint", "001")
     settings = tiny_settings(
         tmp_path,
@@ -50,7 +54,10 @@ def test_a_failed_iteration_stops_the_later_ones_at_once_and_two_clicks_recover_
 
         in_the_way.rmdir()
         assert server.wait_for_run(server.reexecute(runs[1]["runId"]), 300) == "SUCCESS"
-        again = server.reexecute_backfill(backfill)
+        if recovered_by == "launching the later ones":
+            again = server.backfill(LOOP, ["002"])
+        else:
+            again = server.reexecute_backfill(backfill)
         assert server.wait_for_backfill(again, 1200) == "COMPLETED_SUCCESS"
     model = json.loads(store.manifest("policy_model", "002").read_text())["model"]
     assert model["digest"] == store.checkpoint("dpo_checkpoint", "001").digest != old.digest

@@ -160,9 +160,11 @@ def test_notes_of_the_caller_and_the_noise_floor_are_in_the_notes() -> None:
 
 
 def test_iterations_that_are_out_of_date_are_named_wherever_the_headline_is() -> None:
-    warning = "Iteration 001 is out of date and left out: <eval_scores> is of a, but dpo_checkpoint is b."
+    warning = (
+        "Iteration 001 is out of date: <eval_scores> is of a, but dpo_checkpoint is b. `dg launch` makes it again."
+    )
     summary = build_summary("x", "lance", baseline(0.6, 0.5, 0.51), [iteration(0)], out_of_date=[warning])
-    assert warning in page(summary).text
+    assert warning.replace("`", "") in page(summary).text, "commands are set as code"
     assert "Iteration 001 is out of date" in render.to_markdown(summary) and "<eval" not in render.to_markdown(summary)
     assert "Iteration 001 is out of date" in render.to_text(summary)
     assert summary.to_json()["out_of_date"] == [warning]
