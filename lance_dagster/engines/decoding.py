@@ -93,10 +93,10 @@ class _Batch:
         self.rows: list[int] = []
         self.living: list[bool] = []
         self._cache: Any = None
-        self._logits: Any = None
-        self._mask: Any = None
-        self._uniforms: Any = None
-        self._steps: Any = None  # tokens that each row has
+        self._logits: torch.Tensor
+        self._mask: torch.Tensor
+        self._uniforms: torch.Tensor
+        self._steps: torch.Tensor  # tokens that each row has
 
     @property
     def width(self) -> int:
@@ -156,7 +156,7 @@ class _Batch:
         """The next token of each row: the most probable one at temperature 0, else a sample from the nucleus, the
         smallest set of tokens whose probabilities at the temperature add up to at least top_p."""
         if self._sampling.temperature == 0:
-            return self._logits.argmax(-1)  # type: ignore[no-any-return]
+            return self._logits.argmax(-1)
         heated = (self._logits.double() / self._sampling.temperature).softmax(-1)
         probabilities, tokens = heated.sort(stable=True, dim=-1, descending=True)
         cumulative = probabilities.cumsum(-1)
@@ -164,7 +164,7 @@ class _Batch:
         number = self._steps.clamp(max=self._sampling.max_new_tokens - 1)  # what ended rows would say is not heard
         target = self._uniforms.gather(1, number[:, None]) * mass
         choice = (cumulative <= target).sum(-1, keepdim=True).clamp(max=heated.shape[-1] - 1)
-        return tokens.gather(-1, choice)[:, 0]  # type: ignore[no-any-return]
+        return tokens.gather(-1, choice)[:, 0]
 
     def step(self, tokens: torch.Tensor) -> None:
         """Give every row its next token. One that has ended stays where it is: its context may be full."""

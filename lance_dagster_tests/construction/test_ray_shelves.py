@@ -121,12 +121,11 @@ def test_a_cluster_without_a_free_cpu_is_waited_for_and_named(
 ) -> None:
     import ray
 
-    @ray.remote(num_cpus=1)
     class Other:
         def there(self) -> bool:
             return True
 
-    others = [Other.remote() for _ in range(2)]  # type: ignore[attr-defined]
+    others = [ray.remote(Other).options(num_cpus=1).remote() for _ in range(2)]
     ray.get([other.there.remote() for other in others])
     monkeypatch.setattr(ray_shelves, "_SECONDS_BETWEEN_LINES", 0.5)
     lines: list[str] = []
